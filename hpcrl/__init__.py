@@ -1,0 +1,28 @@
+"""hpcrl: reinforcement learning over MPI, from a laptop to a cluster.
+
+Importing it starts nothing: neither MPI nor torch is loaded before a trainer is made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hpcrl.config import A2CConfig, TrainConfig
+from hpcrl.envs.registration import register_environments
+from hpcrl.errors import HpcrlError
+
+if TYPE_CHECKING:
+    from hpcrl.trainer import Trainer
+
+__version__ = "0.1.0"
+__all__ = ["A2CConfig", "HpcrlError", "TrainConfig", "Trainer", "__version__"]
+
+register_environments()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Trainer":
+        from hpcrl.trainer import Trainer
+
+        return Trainer
+    raise AttributeError(f"module 'hpcrl' has no attribute {name!r}")

@@ -1,0 +1,72 @@
+"""What a rank is doing: its phase, the seconds spent in each, and the sign of life that others watch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Phase(IntEnum):
+    """What the main thread of a rank is busy with."""
+
+    STARTING = 0
+    ACTING = 1
+    WAITING = 2
+    COMMUNICATING = 3
+    LEARNING = 4
+    EVALUATING = 5
+    SAVING = 6
+    REPORTING = 7
+    LEAVING = 8
+
+
+class Activity:
+    """Phase, update and time stamp of one rank's main thread.
+
+    The stamp is an int64 [4] row of (phase, update, monotonic nanoseconds, process id) that the rank alone writes;
+    `stamp` may be moved into shared memory, where the other ranks of the node read it.
+    """
+
+    def __init__(self) -> None:
+        self.stamp: NDArray[np.int64] = np.zeros(4, np.int64)
+        self.seconds = np.zeros(len(Phase), np.float64)
+        self._since = time.monotonic_ns()
+        self.enter(Phase.STARTING)
+
+    @property
+    def phase(self) -> Phase:
+        """The phase that the rank is in."""
+        return Phase(int(self.stamp[0]))
+
+    def enter(self, phase: Phase) -> None:
+        """Count the time up to now for the phase that ends, and begin `phase`."""
+        now = time.monotonic_ns()
+        self.seconds[self.stamp[0]] += (now - self._since) * 1e-9
+        self._since = now
+        self.stamp[0] = phase
+        self.stamp[2] = now
+
+    @contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        """Be in `phase` for a while, then in the one before."""
+        before = self.phase
+        self.enter(phase)
+        yield
+        self.enter(before)
+
+    def beat(self, update: int | None = None) -> None:
+        """Show that the main thread lives; Local, some hundred nanoseconds."""
+        if update is not None:
+            self.stamp[1] = update
+        self.stamp[2] = time.monotonic_ns()
+
+    def take_seconds(self) -> NDArray[np.float64]:
+        """Seconds in each phase since the last call, float64 [len(Phase)]."""
+        self.enter(self.phase)
+        taken, self.seconds = self.seconds, np.zeros(len(Phase), np.float64)
+        return taken

@@ -1,0 +1,1 @@
+"""Pure maths on tensors: returns, losses, optimizers. Nothing here knows of ranks, files or environments."""

@@ -1,0 +1,1 @@
+"""All of MPI: launching, ranks, transport of unrolls and weights, reduction of gradients, failures."""

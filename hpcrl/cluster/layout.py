@@ -1,0 +1,125 @@
+"""Who does what: a pure function from the ranks' nodes to learners, actors and their environments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hpcrl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The roles of a world. Ranks are world ranks.
+
+    Attributes:
+        node_of: node number of each rank; nodes are numbered in the order of their first rank.
+        learners: learner ranks, ascending; rank 0 is always one.
+        actors: ranks that act, ascending; under "colocated" and in a world of one, the learners themselves.
+        learner_of: the learner that each actor feeds.
+        env_blocks: global indices of each actor's environments, contiguous, dealt in rank order.
+    """
+
+    node_of: tuple[int, ...]
+    learners: tuple[int, ...]
+    actors: tuple[int, ...]
+    learner_of: dict[int, int]
+    env_blocks: dict[int, range]
+
+    def actors_of(self, learner: int) -> tuple[int, ...]:
+        """The actors that feed `learner`, in rank order."""
+        return tuple(actor for actor in self.actors if self.learner_of[actor] == learner)
+
+    def learner_for(self, rank: int) -> int:
+        """The learner of the group that `rank` belongs to: itself where it learns."""
+        return rank if rank in self.learners else self.learner_of[rank]
+
+    def describe(self) -> str:
+        """One line for people."""
+        nodes = len(set(self.node_of))
+        acting = [len(block) for block in self.env_blocks.values()]
+        where = f"on {nodes} nodes" if nodes > 1 else "on one node"
+        roles = f"{_count(len(self.learners), 'learner')}, {_count(len(self.actors), 'actor')}"
+        if set(self.learners) & set(self.actors):
+            roles = f"{_count(len(self.actors), 'rank')} that act and learn"
+        return f"{roles} {where}, {min(acting)}-{max(acting)} environments each"
+
+
+def plan_layout(
+    nodes: Sequence[object], learners: int | Literal["auto"], placement: Literal["split", "colocated"], num_envs: int
+) -> Layout:
+    """Deal out roles and environments.
+
+    Args:
+        nodes: what tells each rank's node, in rank order (a host name).
+        learners: how many; "auto" is one on every node that has ranks left to act, at least one.
+        placement: see `hpcrl.config.TrainConfig`.
+        num_envs: environments in total.
+
+    Raises:
+        ConfigError: a split without an actor for every learner, or more learners than ranks.
+    """
+    numbers: dict[object, int] = {}
+    node_of = tuple(numbers.setdefault(node, len(numbers)) for node in nodes)
+    size = len(node_of)
+    if placement == "colocated" or size == 1:
+        if learners not in ("auto", size):
+            raise ConfigError(
+                f"--learners {learners} must be {size} where every one of {size} ranks acts and learns (or auto)"
+            )
+        everyone = tuple(range(size))
+        return Layout(node_of, everyone, everyone, {rank: rank for rank in everyone}, _deal(everyone, num_envs))
+    wanted = _auto_learners(node_of) if learners == "auto" else learners
+    if 2 * wanted > size:
+        raise ConfigError(
+            f"--learners {wanted} needs an actor for each, so at least {2 * wanted} ranks, got {size} "
+            "(or --placement colocated)"
+        )
+    chosen = _spread(node_of, wanted)
+    actors = tuple(rank for rank in range(size) if rank not in chosen)
+    return Layout(node_of, chosen, actors, _assign(node_of, chosen, actors), _deal(actors, num_envs))
+
+
+def _auto_learners(node_of: Sequence[int]) -> int:
+    return max(1, sum(node_of.count(node) > 1 for node in set(node_of)))
+
+
+def _spread(node_of: Sequence[int], wanted: int) -> tuple[int, ...]:
+    """The first rank of every node with company, then its second, ...: rank 0 comes first."""
+    place = [node_of[:rank].count(node) for rank, node in enumerate(node_of)]
+    alone = [node_of.count(node) == 1 for node in node_of]
+    order = sorted(range(len(node_of)), key=lambda rank: (rank != 0, alone[rank], place[rank], node_of[rank]))
+    return tuple(sorted(order[:wanted]))
+
+
+def _assign(node_of: Sequence[int], learners: Sequence[int], actors: Sequence[int]) -> dict[int, int]:
+    """A learner of the actor's own node where there is one, else the least loaded; no learner goes without."""
+    load = dict.fromkeys(learners, 0)
+    learner_of: dict[int, int] = {}
+    for actor in actors:
+        at_home = [learner for learner in learners if node_of[learner] == node_of[actor]]
+        chosen = min(at_home or learners, key=lambda learner: (load[learner], learner))
+        learner_of[actor] = chosen
+        load[chosen] += 1
+    for learner in (learner for learner in learners if not load[learner]):
+        donor = max(load, key=lambda other: (load[other], -other))
+        moved = max(actor for actor, fed in learner_of.items() if fed == donor)
+        learner_of[moved] = learner
+        load[donor], load[learner] = load[donor] - 1, 1
+    return learner_of
+
+
+def _deal(actors: Sequence[int], num_envs: int) -> dict[int, range]:
+    """Contiguous blocks whose sizes differ by at most one, the larger ones first."""
+    share, extra = divmod(num_envs, len(actors))
+    blocks, first = {}, 0
+    for place, actor in enumerate(actors):
+        count = share + (place < extra)
+        blocks[actor] = range(first, first + count)
+        first += count
+    return blocks
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -1,0 +1,59 @@
+"""Starts MPI the way hpcrl needs it, and compares the world with what was promised."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import mpi4py
+import numpy as np
+
+from hpcrl.cluster.launch import promised_size
+from hpcrl.errors import RankError
+
+# Open MPI's one-sided component for UCX complains on machines without its hardware; ours are shared-memory windows.
+os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+mpi4py.rc.thread_level = "funneled"
+
+from mpi4py import MPI  # noqa: E402  (initialises MPI with the settings above)
+
+Comm = MPI.Intracomm
+Request = MPI.Request
+
+
+def world() -> Comm:
+    """MPI_COMM_WORLD, once the thread level is checked; RankError where the library offers less than FUNNELED."""
+    if MPI.Query_thread() < MPI.THREAD_FUNNELED:
+        raise RankError("the MPI library offers no MPI_THREAD_FUNNELED, which hpcrl needs beside its watchdog thread")
+    return MPI.COMM_WORLD
+
+
+def library() -> str:
+    """Name and version of the MPI library, one line."""
+    return MPI.Get_library_version().split("\n")[0].split(",")[0].strip()
+
+
+def check_world(comm: Comm, ranks: int | None, environment: Mapping[str, str]) -> None:
+    """RankError where the world has another size than promised by `ranks` or by the launcher. Local."""
+    promised = promised_size(ranks, environment)
+    if promised is not None and promised.size != comm.size:
+        error = RankError(
+            f"{promised.source} promises {promised.size} ranks but MPI ({library()}) sees a world of {comm.size}: "
+            "the launcher and this MPI library don't belong together, or --ranks is wrong"
+        )
+        error.on_all_ranks = True
+        raise error
+
+
+def self_test(comm: Comm) -> None:
+    """RankError where a float32 sum over the ranks comes out wrong. Collective over `comm`."""
+    mine = np.arange(1, 1026, dtype=np.float32) * (comm.rank + 1)
+    comm.Allreduce(MPI.IN_PLACE, mine)
+    expected = np.arange(1, 1026, dtype=np.float32) * (comm.size * (comm.size + 1) // 2)
+    if not np.array_equal(mine, expected):
+        raise RankError(f"the self-test of allreduce failed on rank {comm.rank}: {library()} sums float32 wrongly")
+
+
+def abort(status: int) -> None:
+    """End every rank of the world with `status`. Local; does not return."""
+    MPI.COMM_WORLD.Abort(status)

@@ -1,0 +1,108 @@
+"""What a person sees of a run: a progress bar on a terminal, plain lines elsewhere, and a table at the end."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hpcrl.metrics import Row
+
+#: Set by the process that starts the ranks, whose terminal they don't see: its width in columns.
+TERMINAL_VARIABLE = "HPCRL_TERMINAL_COLUMNS"
+_MAX_TABLE_ROWS = 20
+
+
+def terminal_environment() -> dict[str, str]:
+    """What tells ranks of the terminal that their output ends on."""
+    if not sys.stdout.isatty():
+        return {}
+    return {TERMINAL_VARIABLE: str(os.get_terminal_size().columns)}
+
+
+class Display:
+    """Shows the rows of a run as they come; on rank 0 only."""
+
+    def __init__(self, total_env_steps: int, num_iterations: int, environment: Mapping[str, str]) -> None:
+        columns = environment.get(TERMINAL_VARIABLE)
+        self._console = Console(force_terminal=True, width=int(columns)) if columns else Console()
+        self._num_iterations = num_iterations
+        self._rows: list[Row] = []
+        self._progress: Progress | None = None
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.fields[line]}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                console=self._console,
+            )
+            self._task = self._progress.add_task("train", total=total_env_steps, line="starting")
+            self._progress.start()
+        self._total = total_env_steps
+
+    def say(self, line: str) -> None:
+        """A line for people."""
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def add(self, row: Row) -> None:
+        """Show a row."""
+        self._rows.append(row)
+        line = (
+            f"iteration {row['iteration']:.0f}/{self._num_iterations}  env steps {row['env_steps']:,.0f}  "
+            f"return {_number(_mean_return(row))}  {_number(row['time/env_steps_per_s'], ',.0f')} steps/s"
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=row["env_steps"], line=line)
+        else:
+            self.say(f"{line}  ETA {self._eta(row)}")
+
+    def _eta(self, row: Row) -> str:
+        rate = row["time/env_steps_per_s"]
+        if not rate > 0:
+            return "-"
+        seconds = round((self._total - row["env_steps"]) / rate)
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+    def finish(self) -> None:
+        """Leave the progress bar and show the table of iterations."""
+        if self._progress is not None:
+            self._progress.stop()
+        if not self._rows:
+            return
+        table = Table(title="mean return by iteration")
+        for heading in ("iteration", "env steps", "episodes", "mean return", "last 100", "seconds"):
+            table.add_column(heading, justify="right")
+        for row in self._chosen():
+            episodes = "untrained" if row["iteration"] == 0 else _number(row["rollout/episodes"], ".0f")
+            table.add_row(
+                f"{row['iteration']:.0f}",
+                f"{row['env_steps']:,.0f}",
+                episodes,
+                _number(_mean_return(row)),
+                _number(row["rollout/return_last_100"]),
+                _number(row["time/elapsed_s"]),
+            )
+        self._console.print(table)
+
+    def _chosen(self) -> list[Row]:
+        """All rows, or some at equal distances and the last."""
+        step = -(-len(self._rows) // _MAX_TABLE_ROWS)
+        return self._rows[:: -step][::-1]
+
+
+def _mean_return(row: Row) -> float:
+    """The training episodes' mean return; of the untrained policy its evaluation's."""
+    mean = row["rollout/episode_return_mean"]
+    return row["eval/episode_return_mean"] if math.isnan(mean) else mean
+
+
+def _number(value: float, form: str = ".1f") -> str:
+    return "-" if math.isnan(value) else format(value, form)

@@ -1,0 +1,70 @@
+"""`hpcrl eval RUN_DIR`: plays the newest good checkpoint of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from hpcrl.envs.factory import describe_task
+from hpcrl.errors import CheckpointError, ConfigError
+from hpcrl.models.flat import FlatParameters
+from hpcrl.models.policy import Policy
+from hpcrl.roles.evaluation import play_episodes
+from hpcrl.roles.snapshot import load_weights
+from hpcrl.storage.checkpoints import Checkpoint, CheckpointStore, load_checkpoint, require_matching
+from hpcrl.trainer import checkpoint_config
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Play whole episodes with the policy of a checkpoint and print the mean and spread of their returns."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="Run directory, or one checkpoint file.")]
+    episodes: Annotated[int, tyro.conf.arg(help="Episodes to play.")] = 100
+    deterministic: Annotated[bool, tyro.conf.arg(help="Take the most likely action instead of sampling.")] = False
+    seed: Annotated[int, tyro.conf.arg(help="Seed of environments and actions.")] = 0
+    best: Annotated[bool, tyro.conf.arg(help="The best checkpoint instead of the newest.")] = False
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Play and print; the exit status."""
+    options = tyro.cli(
+        EvalOptions, prog="hpcrl eval", args=list(arguments), config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    if options.episodes < 1 or options.seed < 0:
+        raise ConfigError(f"--episodes must be at least 1 and --seed at least 0, got {options.episodes}, {options.seed}")
+    checkpoint = _find(options)
+    config = checkpoint_config(checkpoint)
+    task = describe_task(config.env, config.vector)
+    policy = Policy(task, config.hidden_sizes, config.activation, config.shared_encoder)
+    expected = {name: (tuple(value.shape), "float32") for name, value in policy.named_parameters()}
+    require_matching(checkpoint, "weights", expected)
+    load_weights(FlatParameters(policy), checkpoint.arrays)
+    results = play_episodes(
+        policy, config.env, task, range(options.episodes), options.seed, options.deterministic
+    )
+    returns, lengths = results.T
+    print(f"{checkpoint.path} ({config.algorithm} on {config.env}, {checkpoint.attributes['env_steps']:,} env steps)")
+    print(
+        f"{options.episodes} episodes: return {returns.mean():.2f} +- {returns.std():.2f} "
+        f"(min {returns.min():.2f}, median {np.median(returns):.2f}, max {returns.max():.2f}), "
+        f"length {lengths.mean():.1f}"
+    )
+    return 0
+
+
+def _find(options: EvalOptions) -> Checkpoint:
+    if options.run_dir.is_file():
+        return load_checkpoint(options.run_dir)
+    if not options.run_dir.is_dir():
+        raise CheckpointError(f"{options.run_dir} is neither a run directory nor a checkpoint file")
+    store = CheckpointStore(options.run_dir / "checkpoints")
+    checkpoint = store.best() if options.best else store.newest()
+    if checkpoint is None:
+        raise CheckpointError(f"{options.run_dir} holds no checkpoint to play")
+    return checkpoint

@@ -1,0 +1,71 @@
+"""The console script: signals first, then the sub-command, then the exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from hpcrl.errors import ConfigError, HpcrlError
+from hpcrl.signals import Requests
+
+_USAGE = """usage: hpcrl COMMAND ...
+
+Reinforcement learning over MPI, from a laptop to a cluster.
+
+commands:
+  train ALGORITHM   train an agent (algorithms: a2c); --help after it lists the options
+  eval RUN_DIR      play the newest good checkpoint of a run
+  presets           list the configurations that are known to learn
+
+examples:
+  hpcrl train a2c --env CartPole-v1                        one process
+  hpcrl train a2c --env CartPole-v1 --ranks 4              one learner and three actors on this machine
+  mpirun -n 4 hpcrl train a2c --env CartPole-v1            the same under your own MPI launcher
+  hpcrl eval runs/a2c-CartPole-v1-seed1-20260101-120000
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; its exit status: 0, 1 for a run that failed, 2 for input that can't be run."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    requests = Requests()
+    if arguments[:1] == ["train"]:
+        # Before anything heavy is imported: a signal in the first second must not be lost.
+        requests.install()
+    try:
+        return _dispatch(arguments, requests)
+    except HpcrlError as error:
+        if _is_first_rank():
+            print(f"hpcrl: {error}", file=sys.stderr, flush=True)
+        return error.exit_status
+
+
+def _dispatch(arguments: list[str], requests: Requests) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE, end="")
+        return 0
+    command, *rest = arguments
+    if command == "--version":
+        from hpcrl import __version__
+
+        print(f"hpcrl {__version__}")
+        return 0
+    if command == "train":
+        from hpcrl.commands.train import train
+
+        return train(rest, requests)
+    if command == "eval":
+        from hpcrl.commands.eval import evaluate
+
+        return evaluate(rest)
+    if command == "presets":
+        from hpcrl.commands.presets import list_presets
+
+        return list_presets()
+    raise ConfigError(f"unknown command {command!r}, expected one of: train, eval, presets (see hpcrl --help)")
+
+
+def _is_first_rank() -> bool:
+    ranks = (os.environ.get(name) for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"))
+    return next((rank for rank in ranks if rank is not None), "0") == "0"

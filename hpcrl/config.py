@@ -1,0 +1,182 @@
+"""The configuration of a run: frozen dataclasses, checked when they are made, with a help text for every field."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from hpcrl.errors import ConfigError
+
+MAX_SEED = 2**63
+
+
+def option(default: Any, help: str, group: str) -> Any:
+    """A dataclass field that the command line shows in `group`."""
+    return dataclasses.field(default=default, metadata={"help": help, "group": group})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What every algorithm shares: the run, its environment, layout, model and optimizer.
+
+    Raises:
+        ConfigError: a value outside its range, in one sentence.
+    """
+
+    algorithm: ClassVar[str] = ""
+
+    env: str = option("CartPole-v1", "Gymnasium environment id (or package.module:id).", "environment")
+    num_envs: int = option(16, "Environments in total, dealt out over all actors.", "environment")
+    vector: Literal["sync", "native"] = option(
+        "sync", "sync steps one environment after the other; native uses the environment's own vector form.", "environment"
+    )
+
+    total_env_steps: int = option(500_000, "Environment steps to train for, over all actors.", "run")
+    num_iterations: int = option(100, "Reports of equal length that the run is divided into.", "run")
+    seed: int = option(1, "Seed of weights, environments and action noise.", "run")
+    run_dir: Path | None = option(None, "Folder of the run (default: runs/ALGORITHM-ENV-seedS-TIME).", "run")
+    resume: bool = option(False, "Go on from the newest good checkpoint of --run-dir (start where there is none).", "run")
+    stop_return: float | None = option(None, "Stop once rollout/return_last_100 reaches this.", "run")
+    checkpoint_every: int = option(50_000, "Environment steps between checkpoints (0: only at the end).", "run")
+    checkpoint_keep: int = option(2, "Newest checkpoints to keep beside the best.", "run")
+    hang_timeout: float = option(300.0, "Seconds without a sign of life after which a rank counts as stuck.", "run")
+    check_in_sync_every: int = option(100, "Updates between comparisons of the learners' weights (0: never).", "run")
+    tensorboard: bool = option(True, "Write TensorBoard events beside metrics.csv.", "run")
+    episode_log: bool = option(True, "Write a row for every episode to episodes.csv.", "run")
+
+    eval_every: int = option(0, "Environment steps between evaluations (0: none).", "evaluation")
+    eval_episodes: int = option(20, "Episodes of an evaluation.", "evaluation")
+    eval_at_start: bool = option(False, "Evaluate the untrained policy too.", "evaluation")
+    eval_deterministic: bool = option(False, "Evaluate the most likely action instead of sampling.", "evaluation")
+
+    ranks: int | None = option(None, "MPI ranks: started if there are none yet, else checked.", "layout")
+    learners: Literal["auto"] | int = option("auto", "Learner ranks; auto: one per node that has actors too.", "layout")
+    placement: Literal["split", "colocated"] = option(
+        "split", "split: a rank acts or learns; colocated: every rank does both.", "layout"
+    )
+    learner_cores: int = option(1, "Threads that a learner computes on.", "layout")
+
+    hidden_sizes: tuple[int, ...] = option((64, 64), "Widths of the hidden layers.", "model")
+    activation: Literal["tanh", "relu"] = option("tanh", "Activation of the hidden layers.", "model")
+    shared_encoder: bool = option(False, "Policy and value share their hidden layers.", "model")
+
+    optimizer: Literal["adam", "rmsprop"] = option("adam", "Optimizer.", "optimizer")
+    learning_rate: float = option(2e-3, "Learning rate at the start.", "optimizer")
+    learning_rate_final: float = option(0.0, "Learning rate at total_env_steps, reached linearly.", "optimizer")
+    optimizer_epsilon: float = option(1e-8, "Epsilon in the optimizer's denominator.", "optimizer")
+    rmsprop_decay: float = option(0.99, "RMSProp: decay of the mean square.", "optimizer")
+    rmsprop_epsilon_inside: bool = option(
+        True, "RMSProp: epsilon inside the square root, as in the papers (outside: as in PyTorch).", "optimizer"
+    )
+    rmsprop_initial_square: float = option(0.0, "RMSProp: first mean square (TensorFlow starts at 1).", "optimizer")
+    max_grad_norm: float = option(0.5, "Clip of the global gradient norm, after the allreduce (0: none).", "optimizer")
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "total_env_steps", "num_iterations", "eval_episodes", "learner_cores"):
+            self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
+        for name in ("checkpoint_every", "check_in_sync_every", "eval_every", "max_grad_norm"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("learning_rate", "hang_timeout"):
+            self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
+        for name in ("learning_rate_final", "optimizer_epsilon", "rmsprop_initial_square"):
+            self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number of 0 or more")
+        self._require("rmsprop_decay", 0 <= self.rmsprop_decay < 1, "at least 0 and below 1")
+        self._require("seed", 0 <= self.seed < MAX_SEED, "at least 0 and below 2**63")
+        self._require("checkpoint_keep", self.checkpoint_keep >= 2, "at least 2")
+        self._require("ranks", self.ranks is None or self.ranks >= 1, "a whole number of at least 1")
+        self._require("learners", self.learners == "auto" or self.learners >= 1, "auto or a whole number of at least 1")
+        self._require("hidden_sizes", all(width >= 1 for width in self.hidden_sizes), "widths of at least 1")
+        self._require("env", bool(self.env), "an environment id")
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} must be {expected}, got {getattr(self, name)!r}")
+
+    @property
+    def iteration_env_steps(self) -> float:
+        """Environment steps of one iteration."""
+        return self.total_env_steps / self.num_iterations
+
+
+@dataclass(frozen=True)
+class A2CConfig(TrainConfig):
+    """Synchronous advantage actor-critic."""
+
+    algorithm: ClassVar[str] = "a2c"
+
+    unroll_length: int = option(32, "Steps T of an unroll; an update learns from T x num_envs steps.", "algorithm")
+    gamma: float = option(0.98, "Discount.", "algorithm")
+    gae_lambda: float = option(0.95, "Lambda of generalised advantages (1: n-step returns).", "algorithm")
+    entropy_coef: float = option(0.0, "Weight of the entropy bonus at the start.", "algorithm")
+    entropy_coef_final: float | None = option(
+        None, "Weight of the entropy bonus at total_env_steps, reached linearly (default: as at the start).", "algorithm"
+    )
+    value_coef: float = option(0.5, "Weight of the value loss.", "algorithm")
+    normalise_advantages: bool = option(False, "Standardise advantages over the whole batch of all learners.", "algorithm")
+    loss_reduction: Literal["mean", "sum"] = option("mean", "Loss as a mean or a sum over the batch's steps.", "algorithm")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("unroll_length", self.unroll_length >= 1, "a whole number of at least 1")
+        for name in ("gamma", "gae_lambda"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        for name in ("entropy_coef", "value_coef"):
+            self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number of 0 or more")
+
+
+CONFIGS: dict[str, type[TrainConfig]] = {"a2c": A2CConfig}
+
+
+def config_class(algorithm: str) -> type[TrainConfig]:
+    """The configuration class of an algorithm; ConfigError for an unknown name."""
+    if algorithm not in CONFIGS:
+        raise ConfigError(f"unknown algorithm {algorithm!r}, expected one of: {', '.join(CONFIGS)}")
+    return CONFIGS[algorithm]
+
+
+def to_json(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as JSON data, with its algorithm."""
+    data: dict[str, Any] = {"algorithm": config.algorithm}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        data[field.name] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return data
+
+
+def from_json(data: object) -> TrainConfig:
+    """The configuration that `to_json` wrote; ConfigError for an unknown field or a value of another type."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"a configuration must be a JSON object, got {type(data).__name__}")
+    cls = config_class(str(data.get("algorithm")))
+    kinds = typing.get_type_hints(cls)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    values = {name: value for name, value in data.items() if name != "algorithm"}
+    if unknown := sorted(set(values) - fields):
+        raise ConfigError(f"the configuration has unknown fields: {', '.join(unknown)}")
+    return cls(**{name: _decode(name, kinds[name], value) for name, value in values.items()})
+
+
+def _decode(name: str, kind: Any, value: Any) -> Any:
+    """`value` as the type that the field's annotation names."""
+    choices = typing.get_args(kind) or (kind,)
+    for choice in choices:
+        if typing.get_origin(choice) is Literal and value in typing.get_args(choice):
+            return value
+        if choice is type(None) and value is None:
+            return None
+        if choice is Path and isinstance(value, str):
+            return Path(value)
+        if choice is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if choice in (bool, int, str) and type(value) is choice:
+            return value
+    if typing.get_origin(kind) is Literal and value in choices:
+        return value
+    if typing.get_origin(kind) is tuple and isinstance(value, list) and all(type(item) is int for item in value):
+        return tuple(value)
+    raise ConfigError(f"field {name} of the configuration has an unexpected value {value!r}")

@@ -1,0 +1,189 @@
+"""The environments of one actor: seeded episode by episode, with true returns, and a state that can be saved."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+
+from hpcrl.envs.autoreset import make_stepper
+from hpcrl.envs.factory import make_vector_env
+from hpcrl.envs.restore import Restored, Snapshots, make_snapshots
+from hpcrl.noise import Purpose, seeds
+from hpcrl.spaces import Task
+
+
+class Step(NamedTuple):
+    """One step of B environments, as an unroll stores it (fields as there)."""
+
+    reward: NDArray
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
+    final_observations: NDArray
+    final_rows: NDArray[np.intp]
+    episode_number: NDArray[np.int64]
+    episode_return: NDArray[np.float64]
+    episode_length: NDArray[np.int64]
+
+
+class EpisodeSeeds:
+    """Seeds of the episodes of B environments: a function of (run seed, global index, episode number), made ahead.
+
+    One draw costs as much as a hundred, and short episodes end at nearly every step.
+    """
+
+    _AHEAD = 64
+
+    def __init__(self, seed: int, env_index: NDArray[np.int64], purpose: Purpose) -> None:
+        self._seed, self._env_index, self._purpose = seed, env_index, purpose
+        self._first = np.full(len(env_index), -self._AHEAD, np.int64)
+        self._table = np.zeros((len(env_index), self._AHEAD), np.int64)
+
+    def of(self, rows: NDArray[np.intp], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Seeds int64 [n] of the episodes `numbers` [n] of the environments in `rows` [n]."""
+        offset = numbers - self._first[rows]
+        missing = (offset < 0) | (offset >= self._AHEAD)
+        if missing.any():
+            stale = rows[missing]
+            self._first[stale] = numbers[missing]
+            ahead = self._first[stale][:, None] + np.arange(self._AHEAD)
+            self._table[stale] = seeds(self._seed, self._env_index[stale][:, None], ahead, self._purpose)
+            offset = numbers - self._first[rows]
+        return self._table[rows, offset]
+
+
+class EpisodeEnvs:
+    """B environments, global indices first_env .. first_env + B - 1.
+
+    Every episode begins with the seed of (run seed, global index, episode number), whatever the rank.
+
+    Attributes:
+        observation: [B, ...], what the next action answers to.
+        rows: steps that each environment has made, a plain count; the counter of the action noise.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        vector: str,
+        task: Task,
+        num_envs: int,
+        first_env: int,
+        seed: int,
+        purpose: Purpose = Purpose.EPISODE_SEED,
+    ) -> None:
+        self.num_envs, self.first_env, self.task = num_envs, first_env, task
+        self.env_index = np.arange(first_env, first_env + num_envs)
+        self.rows = 0
+        self._seeds = EpisodeSeeds(seed, self.env_index, purpose)
+        self._all_rows = np.arange(num_envs)
+        self._episode_number = np.zeros(num_envs, np.int64)
+        self._episode_return = np.zeros(num_envs, np.float64)
+        self._episode_length = np.zeros(num_envs, np.int64)
+        self.observation: NDArray = np.zeros((num_envs, *task.observation.shape), task.observation.dtype)
+        self._low, self._high = _bounds(task)
+        self._envs: VectorEnv | None = None
+        if num_envs:
+            self._envs = make_vector_env(env_id, num_envs, vector)
+            self._stepper = make_stepper(self._envs, self._next_seeds)
+            self._snapshots: Snapshots = make_snapshots(self._envs)
+            self.observation = self._first_observation(self._envs)
+
+    def _first_observation(self, envs: VectorEnv) -> NDArray:
+        episode_seeds = self._seeds.of(self._all_rows, self._episode_number)
+        observation, _ = envs.reset(seed=self._snapshots.reset_seed(episode_seeds))
+        return observation
+
+    def _next_seeds(self, rows: NDArray[np.intp]) -> NDArray[np.int64]:
+        """Begin the next episode of the environments in `rows`; its seeds."""
+        self._snapshots.forget(rows)
+        return self._seeds.of(rows, self._episode_number[rows] + 1)
+
+    def step(self, actions: NDArray) -> Step:
+        """Act in every environment; box actions outside their bounds are clipped, the environment's copy only."""
+        assert self._envs is not None, "an actor without environments has nothing to step"
+        if self._low is not None:
+            actions = np.clip(actions, self._low, self._high)
+        self._snapshots.record(actions)
+        transition = self._stepper.step(actions)
+        self.rows += 1
+        self.observation = transition.observation
+        valid, reward = transition.valid, transition.reward
+        self._episode_return += np.where(valid, reward, 0.0)
+        self._episode_length += valid
+        step = Step(
+            reward,
+            transition.terminated,
+            transition.truncated,
+            valid,
+            transition.final_observations,
+            transition.final_rows,
+            self._episode_number.copy(),
+            self._episode_return.copy(),
+            self._episode_length.copy(),
+        )
+        ended = transition.terminated | transition.truncated
+        if ended.any():
+            self._episode_number += ended
+            self._episode_return[ended] = 0.0
+            self._episode_length[ended] = 0
+        return step
+
+    def state(self) -> dict[str, NDArray]:
+        """Where every environment stands; each array's first axis is the environment, but for ragged ones.
+
+        Ragged: `replay_actions` [sum of replay_counts, ...] holds the running episodes' actions one after the other.
+        """
+        state = {
+            "observation": np.array(self.observation, self.task.observation.dtype),
+            "episode_number": self._episode_number.copy(),
+            "episode_return": self._episode_return.copy(),
+            "episode_length": self._episode_length.copy(),
+            "rows": np.full(self.num_envs, self.rows, np.int64),
+        }
+        if self._envs is not None:
+            state |= self._snapshots.state()
+        return state
+
+    def restore(self, state: dict[str, NDArray]) -> Restored:
+        """Put every environment where `state` (this actor's part) says; how many were restored by which means.
+
+        Raises:
+            CheckpointError: the state doesn't fit these environments.
+        """
+        if self._envs is None:
+            return Restored()
+        self.rows = int(state["rows"].max())
+        self._episode_number[:] = state["episode_number"]
+        self._episode_return[:] = state["episode_return"]
+        self._episode_length[:] = state["episode_length"]
+        self._first_observation(self._envs)
+        episode_seeds = self._seeds.of(self._all_rows, self._episode_number)
+        reached, restored = self._snapshots.restore(state, episode_seeds)
+        self.observation = state["observation"].copy()
+        if lost := np.flatnonzero(~reached).tolist():
+            self._begin_anew(np.array(lost))
+        return restored
+
+    def _begin_anew(self, rows: NDArray[np.intp]) -> None:
+        """Give up the running episodes of `rows`, which could not be restored, for new ones."""
+        assert self._envs is not None
+        new_seeds = self._next_seeds(rows)
+        self._episode_number[rows] += 1
+        self._episode_return[rows] = 0.0
+        self._episode_length[rows] = 0
+        self.observation[rows] = self._snapshots.begin(rows, new_seeds)
+
+    def close(self) -> None:
+        """Close the environments."""
+        if self._envs is not None:
+            self._envs.close()
+
+
+def _bounds(task: Task) -> tuple[NDArray | None, NDArray | None]:
+    if task.action.kind == "discrete":
+        return None, None
+    return np.array(task.action.low, np.float32), np.array(task.action.high, np.float32)

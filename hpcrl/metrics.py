@@ -1,0 +1,207 @@
+"""What is reported of a run: reducers over updates and episodes, and the files that rows go to."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: A row of metrics by column name; a value that doesn't exist yet is NaN, and an empty cell in the file.
+Row = dict[str, float]
+
+EPISODE = np.dtype(
+    [("env_step", "i8"), ("env_index", "i8"), ("number", "i8"), ("length", "i8"), ("return", "f8")]
+)
+WINDOW = 100
+
+COLUMNS = (
+    "iteration",
+    "env_steps",
+    "learner_updates",
+    "time/elapsed_s",
+    "time/env_steps_per_s",
+    "time/actor_acting_s",
+    "time/actor_waiting_s",
+    "time/actor_communicating_s",
+    "time/learner_learning_s",
+    "time/learner_waiting_s",
+    "time/learner_communicating_s",
+    "rollout/episodes",
+    "rollout/episode_return_mean",
+    "rollout/return_last_100",
+    "rollout/episode_length_mean",
+    "rollout/unrolls_cut",
+    "eval/episode_return_mean",
+    "eval/episode_return_std",
+    "train/policy_loss",
+    "train/value_loss",
+    "train/entropy",
+    "train/explained_variance",
+    "train/grad_norm",
+    "train/clipped_grad_fraction",
+    "train/approx_kl",
+    "train/learning_rate",
+    "comm/gradient_bytes",
+    "comm/unroll_bytes",
+    "comm/weights_bytes",
+    "lag/mean",
+    "lag/max",
+)
+
+
+class EpisodeReducer:
+    """Episode statistics of the running iteration, and of the last 100 episodes in the order (env step, env index)."""
+
+    def __init__(self) -> None:
+        self._iteration = np.empty(0, EPISODE)
+        self._window = np.empty(0, EPISODE)
+
+    def add(self, episodes: NDArray) -> None:
+        """Episodes (dtype EPISODE) that ended since the last call, in any order."""
+        ordered = np.sort(episodes, order=("env_step", "env_index"))
+        self._iteration = np.concatenate([self._iteration, ordered])
+        self._window = np.concatenate([self._window, ordered])[-WINDOW:]
+
+    @property
+    def return_last_100(self) -> float:
+        """Mean return of the last 100 episodes; NaN before there are 100."""
+        return float(self._window["return"].mean()) if len(self._window) == WINDOW else math.nan
+
+    def take(self) -> Row:
+        """Columns of the iteration that ends here."""
+        episodes, self._iteration = self._iteration, np.empty(0, EPISODE)
+        return {
+            "rollout/episodes": len(episodes),
+            "rollout/episode_return_mean": _mean(episodes["return"]),
+            "rollout/episode_length_mean": _mean(episodes["length"]),
+            "rollout/return_last_100": self.return_last_100,
+        }
+
+    def state(self) -> dict[str, NDArray]:
+        """Arrays for a checkpoint."""
+        return {
+            f"{part}_{name}": episodes[name].copy()
+            for part, episodes in (("iteration", self._iteration), ("window", self._window))
+            for name in EPISODE.names or ()
+        }
+
+    def restore(self, state: Mapping[str, NDArray]) -> None:
+        """Go back to what `state` returned."""
+        self._iteration, self._window = (_episodes(state, part) for part in ("iteration", "window"))
+
+
+def _episodes(state: Mapping[str, NDArray], part: str) -> NDArray:
+    episodes = np.empty(len(state[f"{part}_return"]), EPISODE)
+    for name in EPISODE.names or ():
+        episodes[name] = state[f"{part}_{name}"]
+    return episodes
+
+
+class MeanReducer:
+    """Sums of named numbers over the updates of an iteration, float64."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+        self._sums = np.zeros(len(self._names))
+        self._count = 0
+
+    def add(self, values: Sequence[float]) -> None:
+        """One update's numbers, in the order of the names."""
+        self._sums += values
+        self._count += 1
+
+    def take(self) -> dict[str, float]:
+        """Means since the last call; NaN without any."""
+        means = self._sums / self._count if self._count else np.full(len(self._names), math.nan)
+        self._sums, self._count = np.zeros(len(self._names)), 0
+        return dict(zip(self._names, means.tolist(), strict=True))
+
+    def state(self) -> dict[str, NDArray]:
+        """Arrays for a checkpoint."""
+        return {"sums": self._sums.copy(), "count": np.array([self._count])}
+
+    def restore(self, state: Mapping[str, NDArray]) -> None:
+        """Go back to what `state` returned."""
+        self._sums, self._count = np.array(state["sums"], np.float64), int(state["count"][0])
+
+
+def _mean(values: NDArray) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+class CsvFile:
+    """A CSV file of one kind of row, flushed row by row."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self._columns = tuple(columns)
+        fresh = not path.exists() or path.stat().st_size == 0
+        self._file = path.open("a", newline="")
+        self._writer = csv.writer(self._file)
+        if fresh:
+            self._writer.writerow(self._columns)
+            self._file.flush()
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows; NaN becomes an empty cell."""
+        self._writer.writerows([[_cell(row.get(name, "")) for name in self._columns] for row in rows])
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    if math.isnan(value):
+        return ""
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+def cut_csv(path: Path, column: str, last: int) -> int:
+    """Drop the rows whose `column` is above `last`, and a torn last line; how many were dropped.
+
+    The file is replaced as a whole, so that a kill leaves the old or the new one.
+    """
+    if not path.exists():
+        return 0
+    with path.open(newline="") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    if column not in header:
+        return 0
+    place = header.index(column)
+    kept = [row for row in rows if len(row) == len(header) and row[place].isdigit() and int(row[place]) <= last]
+    if len(kept) == len(rows):
+        return 0
+    replacement = path.with_name(f".{path.name}.cut")
+    with replacement.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *kept])
+    replacement.replace(path)
+    return len(rows) - len(kept)
+
+
+class TensorBoardFile:
+    """TensorBoard events with the names of the columns, over env steps."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        # Imported late: it costs a second, and only rank 0 writes.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step or None, flush_secs=10)
+
+    def write(self, row: Row) -> None:
+        """Add a row's numbers."""
+        step = int(row["env_steps"])
+        for name, value in row.items():
+            if "/" in name and not math.isnan(value):
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()

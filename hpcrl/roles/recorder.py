@@ -1,0 +1,176 @@
+"""What rank 0 writes of a run: config, metrics, episodes, TensorBoard events, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpcrl.cluster.layout import Layout
+from hpcrl.cluster.mpi import library
+from hpcrl.config import TrainConfig, to_json
+from hpcrl.errors import CheckpointError
+from hpcrl.metrics import COLUMNS, CsvFile, EpisodeReducer, Row, TensorBoardFile, cut_csv
+from hpcrl.noise import Purpose, seeds
+from hpcrl.spaces import Task
+from hpcrl.storage.checkpoints import Checkpoint, CheckpointStore
+from hpcrl.storage.run_directory import RunDirectory
+
+FORMAT_VERSION = 1
+_EPISODE_COLUMNS = ("env_step", "env_index", "episode", "seed", "length", "return")
+_PACKAGES = ("hpcrl", "torch", "numpy", "gymnasium", "mpi4py", "h5py")
+
+
+class Recorder:
+    """The files of one run; made on rank 0 only.
+
+    Attributes:
+        episodes: reducer over the episodes of all actors.
+        best_score: highest score of a checkpoint so far.
+        failures: checkpoints that could not be written.
+    """
+
+    def __init__(self, directory: RunDirectory, config: TrainConfig) -> None:
+        self.directory, self._config = directory, config
+        self._store = CheckpointStore(directory.checkpoints, config.checkpoint_keep)
+        self.episodes = EpisodeReducer()
+        self.best_score = -math.inf
+        self.failures = 0
+        self._elapsed_before_s = 0.0
+        self._started = self._reported = time.monotonic()
+        self._steps_reported = 0
+        self._tensorboard: TensorBoardFile | None = None
+
+    def begin(self, env_steps: int, checkpoint: Checkpoint | None) -> None:
+        """Open the files; rows past `env_steps` are of a future that did not happen, and go."""
+        if checkpoint is not None:
+            self._elapsed_before_s = float(checkpoint.attributes["elapsed_s"])
+            self.best_score = float(checkpoint.attributes["best_score"])
+        self._steps_reported = env_steps
+        cut_csv(self.directory.metrics_file, "env_steps", env_steps)
+        cut_csv(self.directory.episodes_file, "env_step", env_steps // self._config.num_envs)
+        self._metrics = CsvFile(self.directory.metrics_file, COLUMNS)
+        self._episode_log = CsvFile(self.directory.episodes_file, _EPISODE_COLUMNS) if self._config.episode_log else None
+        if self._config.tensorboard:
+            self._tensorboard = TensorBoardFile(self.directory.path, env_steps)
+        self._started = self._reported = time.monotonic()
+
+    def add_episodes(self, episodes: np.ndarray) -> None:
+        """Episodes of all actors since the last call, dtype `hpcrl.metrics.EPISODE`."""
+        self.episodes.add(episodes)
+        if self._episode_log is None or not len(episodes):
+            return
+        ordered = np.sort(episodes, order=("env_step", "env_index"))
+        episode_seeds = seeds(self._config.seed, ordered["env_index"], ordered["number"], Purpose.EPISODE_SEED)
+        names = ("env_step", "env_index", "number", "length", "return")
+        columns = [ordered[name].tolist() for name in names]
+        lines = zip(*columns[:3], episode_seeds.tolist(), *columns[3:], strict=True)
+        self._episode_log.write([dict(zip(_EPISODE_COLUMNS, line, strict=True)) for line in lines])
+
+    def report(self, row: Row) -> Row:
+        """Complete a row with times and write it everywhere."""
+        now, env_steps = time.monotonic(), int(row["env_steps"])
+        row["time/elapsed_s"] = self.elapsed_s
+        row["time/env_steps_per_s"] = (env_steps - self._steps_reported) / max(now - self._reported, 1e-9)
+        self._reported, self._steps_reported = now, env_steps
+        self._metrics.write([row])
+        if self._tensorboard is not None:
+            self._tensorboard.write(row)
+        return row
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of training, over all restarts."""
+        return self._elapsed_before_s + time.monotonic() - self._started
+
+    def save(self, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], score: float) -> None:
+        """Write a checkpoint; a disk that refuses is a loud warning, and the run goes on."""
+        known = None if math.isnan(score) else score
+        try:
+            self._store.save(f"step_{attributes['env_steps']:012d}", arrays, attributes, known)
+        except CheckpointError as error:
+            self.failures += 1
+            warnings.warn(f"CHECKPOINT NOT WRITTEN, training goes on without it: {error}", stacklevel=2)
+
+    def close(self) -> None:
+        """Close the files and give up the run directory."""
+        self._metrics.close()
+        if self._episode_log is not None:
+            self._episode_log.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        self.directory.close()
+
+
+def run_facts(config: TrainConfig, task: Task, layout: Layout, hosts: list[str]) -> dict[str, Any]:
+    """What `config.json` says of a run: configuration, versions, machine and layout; never the environment variables."""
+    return {
+        "config": to_json(config),
+        "layout_invariant": task.layout_invariant,
+        "layout": {
+            "ranks": len(hosts),
+            "hosts": hosts,
+            "learners": list(layout.learners),
+            "actors": {str(actor): [block.start, block.stop] for actor, block in layout.env_blocks.items()},
+            "learner_of": {str(actor): learner for actor, learner in layout.learner_of.items()},
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "mpi": library(),
+            **{name: _version(name) for name in _PACKAGES},
+        },
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(),
+        },
+        "git_commit": _git_commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+#: Parts of `config.json` whose change breaks the promise of a bit-for-bit resume.
+_REPRODUCIBILITY = ("layout", "versions", "machine")
+
+
+def changes_since(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two runs' facts and lets their numbers differ in the last bits."""
+    changed = []
+    for part in _REPRODUCIBILITY:
+        old, new = before.get(part, {}), now[part]
+        changed += [f"{part} {key}" for key in new if old.get(key) != new[key] and key != "hosts"]
+    return changed
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,34 @@
+"""Signals ask for something; the training loop answers at its next update. Handlers only set flags."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+class Requests:
+    """What was asked of this process by signal: to stop (SIGINT, SIGTERM, SIGUSR1) or to save (SIGUSR2)."""
+
+    def __init__(self) -> None:
+        self.stop: str | None = None
+        self.save = False
+
+    def install(self) -> None:
+        """Handle the signals from now on; a second SIGINT or SIGTERM kills as it would without us."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._ask_to_stop)
+        signal.signal(signal.SIGUSR2, self._ask_to_save)
+
+    def take_save(self) -> bool:
+        """Whether a save was asked for since the last call."""
+        asked, self.save = self.save, False
+        return asked
+
+    def _ask_to_stop(self, number: int, _frame: FrameType | None) -> None:
+        self.stop = signal.Signals(number).name
+        if number != signal.SIGUSR1:
+            for fatal in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(fatal, signal.SIG_DFL)
+
+    def _ask_to_save(self, _number: int, _frame: FrameType | None) -> None:
+        self.save = True

@@ -1,0 +1,325 @@
+"""Checkpoints: a file counts once the manifest beside it, written after it, lists it."""
+
+import json
+import math
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from hpcrl.errors import CheckpointError, ConfigError
+from hpcrl.storage.durable import sha256_of, write_durably, write_json_durably
+from hpcrl.storage.hdf5 import Attribute, read_arrays, write_arrays
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 1 << 20
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What one checkpoint file held.
+
+    Attributes:
+        path: The file.
+        arrays: Its arrays by slash-separated name.
+        attributes: Its texts and numbers, such as `config`, `env_steps` and `learner_updates`.
+    """
+
+    path: Path
+    arrays: dict[str, np.ndarray]
+    attributes: dict[str, Attribute]
+
+    def group(self, prefix: str) -> dict[str, np.ndarray]:
+        """Returns the arrays below `prefix/`, named without it."""
+        start = prefix + "/"
+        below = (name for name in self.arrays if name.startswith(start))
+        return {name.removeprefix(start): self.arrays[name] for name in below}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One line of the manifest."""
+
+    name: str
+    sha256: str
+    bytes: int
+    score: float | None = None
+    env_steps: int | None = None
+    learner_updates: int | None = None
+
+    @classmethod
+    def parse(cls, line: Any) -> Self:
+        entry = cls(**line)
+        _require(_is_plain_name(entry.name), f"{entry.name!r} is no plain file name")
+        _require(bool(_SHA256.fullmatch(entry.sha256)), f"{entry.name} has no sha256")
+        _require(type(entry.bytes) is int, f"{entry.name} has no size")
+        counters = (entry.env_steps, entry.learner_updates)
+        whole = all(type(counter) in (int, type(None)) for counter in counters)
+        _require(whole, f"{entry.name} has a bad counter")
+        score = 0 if entry.score is None else entry.score
+        _require(type(score) in (int, float) and math.isfinite(score), f"{entry.name} has a bad score")
+        return entry
+
+    def as_json(self) -> dict[str, Any]:
+        counters = ("env_steps", "learner_updates")
+        return {key: value for key, value in asdict(self).items() if key not in counters or value is not None}
+
+
+class CheckpointStore:
+    """The checkpoints of one run: the newest few, the best one, and the manifest that lists them.
+
+    One process writes; any number may read meanwhile.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        """Names the directory; nothing is read or made until it is needed.
+
+        Args:
+            directory: Holds `<name>.h5` files and `manifest.json`; the first save creates it.
+            keep: How many of the newest checkpoints stay, at least 2.
+
+        Raises:
+            ConfigError: `keep` is below 2.
+        """
+        if keep < 2:
+            raise ConfigError(f"Expected at least 2 checkpoints to be kept, got {keep}.")
+        self.directory = Path(directory)
+        self.keep = keep
+        self._damaged: set[str] = set()
+
+    def save(
+        self,
+        name: str,
+        arrays: Mapping[str, np.ndarray],
+        attributes: Mapping[str, Attribute],
+        score: float | None = None,
+    ) -> Path:
+        """Makes a checkpoint the newest one, durably; until then the old ones stay untouched.
+
+        Args:
+            name: A plain file name without `.h5`. Where a listed checkpoint has it already, `-2` (or `-3`
+                and so on) is appended, since a kill while that one is replaced could lose both.
+            arrays: As for `write_arrays`.
+            attributes: As for `write_arrays`.
+            score: Higher is better; None or a non-finite number never becomes the best.
+
+        Returns:
+            The file written.
+
+        Raises:
+            CheckpointError: The disk is full, read-only or broken, or the manifest is damaged.
+            ValueError: A name, dtype or attribute that can't be stored.
+        """
+        listed = _read_manifest(self.directory)
+        unused = _unused_name(name, listed)
+        _require(_is_plain_name(unused), f"{unused!r} is no plain file name")
+        path = self._file(unused)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            _unlink_quietly(self._leftovers(name, listed))
+            write_durably(path, lambda temporary: write_arrays(temporary, arrays, attributes))
+            kept = self._kept([*listed, _describe(path, attributes, score)])
+            write_json_durably(self.directory / MANIFEST_NAME, _manifest(kept))
+        except OSError as error:
+            raise CheckpointError(f"Checkpoint {path} was not saved: {error}.") from error
+        dropped = {entry.name for entry in listed} - {entry.name for entry in kept}
+        _unlink_quietly(map(self._file, dropped))
+        self._damaged.clear()
+        return path
+
+    def newest(self) -> Checkpoint | None:
+        """Loads the newest whole checkpoint; warns of each damaged one that it passes over.
+
+        Returns:
+            The checkpoint, or None where none was ever saved.
+
+        Raises:
+            CheckpointError: The manifest, or every checkpoint that it lists, is damaged.
+        """
+        return self._first_whole(reversed(_read_manifest(self.directory)))
+
+    def best(self) -> Checkpoint | None:
+        """Loads the whole checkpoint of the highest score; warns of each damaged one that it passes over.
+
+        Returns:
+            The checkpoint, or None where none was saved with a score.
+
+        Raises:
+            CheckpointError: The manifest, or every checkpoint with a score, is damaged.
+        """
+        return self._first_whole(_by_score(_read_manifest(self.directory)))
+
+    def _first_whole(self, entries: Iterable[_Entry]) -> Checkpoint | None:
+        damages = []
+        for entry in entries:
+            try:
+                return _load_verified(self._file(entry.name), entry)
+            except CheckpointError as error:
+                warnings.warn(f"A damaged checkpoint is passed over: {error}", RuntimeWarning, stacklevel=3)
+                self._damaged.add(entry.name)
+                damages.append(str(error))
+        if damages:
+            raise CheckpointError(f"No checkpoint in {self.directory} is whole; the first: {damages[0]}")
+        return None
+
+    def _kept(self, entries: list[_Entry]) -> list[_Entry]:
+        """Returns the newest `keep` entries and the best one, oldest first; none found damaged."""
+        whole = [entry for entry in entries if entry.name not in self._damaged]
+        chosen = whole[-self.keep :] + _by_score(whole)[:1]
+        return [entry for entry in whole if entry in chosen]
+
+    def _leftovers(self, name: str, entries: list[_Entry]) -> list[Path]:
+        """Returns what a kill left behind: temporary files, and files named like ours but not listed."""
+        listed = {entry.name for entry in entries}
+        # A file under another kind of name is the user's own copy.
+        ours = re.compile(re.sub(r"[0-9]+", "[0-9]+", re.escape(name)) + "(-[0-9]+)?")
+        unlisted = [path for path in self.directory.glob("*.h5") if path.stem not in listed]
+        return [*self.directory.glob(".*.tmp-*"), *(path for path in unlisted if ours.fullmatch(path.stem))]
+
+    def _file(self, name: str) -> Path:
+        return self.directory / f"{name}.h5"
+
+
+def save_checkpoint(
+    path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Attribute]
+) -> None:
+    """Writes one checkpoint file outside any store, durably; arguments as for `write_arrays`.
+
+    Raises:
+        CheckpointError: The file can't be written; an older one of that name is untouched then.
+    """
+    try:
+        write_durably(path, lambda temporary: write_arrays(temporary, arrays, attributes))
+    except OSError as error:
+        raise CheckpointError(f"Checkpoint {path} was not saved: {error}.") from error
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Loads one checkpoint file, against the sha256 of the manifest beside it where that lists it.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or hostile.
+    """
+    path = Path(path)
+    try:
+        entries = _read_manifest(path.parent)
+    except CheckpointError as error:
+        warnings.warn(f"The checkpoint is loaded without its manifest: {error}", RuntimeWarning, stacklevel=2)
+        entries = []
+    for entry in entries:
+        if path.name == f"{entry.name}.h5":
+            return _load_verified(path, entry)
+    return Checkpoint(path, *read_arrays(path))
+
+
+def require_matching(
+    checkpoint: Checkpoint, prefix: str, expected: Mapping[str, tuple[tuple[int, ...], str]]
+) -> None:
+    """Checks that a group holds exactly the arrays that a model expects.
+
+    Args:
+        checkpoint: The checkpoint.
+        prefix: The group, such as `weights`.
+        expected: Shape and dtype name by the array's name below `prefix`.
+
+    Raises:
+        CheckpointError: Names the first array that is missing, unexpected, or of another shape or dtype.
+    """
+    found = checkpoint.group(prefix)
+    for name in sorted(expected.keys() | found.keys()):
+        held = _outline(found[name].shape, found[name].dtype.name) if name in found else "no such array"
+        wanted = _outline(*expected[name]) if name in expected else "no such array"
+        if held != wanted:
+            raise CheckpointError(f"{checkpoint.path} holds {prefix}/{name} {held}, expected {wanted}.")
+
+
+def _outline(shape: tuple[int, ...], dtype: str) -> str:
+    return f"{list(shape)} {dtype}"
+
+
+def _read_manifest(directory: Path) -> list[_Entry]:
+    """Returns the listed checkpoints, oldest first; none where there is no manifest."""
+    path = directory / MANIFEST_NAME
+    try:
+        if not path.exists():
+            return []
+        _require(path.is_file(), "it is no regular file")
+        _require(path.stat().st_size <= MAX_MANIFEST_BYTES, f"it is over {MAX_MANIFEST_BYTES} bytes")
+        return _parse_manifest(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{path} can't be read as a manifest of checkpoints: {error}.") from error
+
+
+def _parse_manifest(data: Any) -> list[_Entry]:
+    _require(isinstance(data, dict) and isinstance(data.get("checkpoints"), list), "it lists no checkpoints")
+    version = data.get("format_version")
+    _require(version == FORMAT_VERSION, f"it has format version {version!r}, expected {FORMAT_VERSION}")
+    entries = [_Entry.parse(line) for line in data["checkpoints"]]
+    expected = _manifest(entries)
+    _require(len({entry.name for entry in entries}) == len(entries), "it lists a checkpoint twice")
+    _require(data["latest"] == expected["latest"], "its latest is not the last one listed")
+    _require(data["best"] == expected["best"], "its best is not the one of the highest score")
+    return entries
+
+
+def _manifest(entries: list[_Entry]) -> dict[str, Any]:
+    newest_first, best_first = entries[::-1], _by_score(entries)
+    return {
+        "format_version": FORMAT_VERSION,
+        "latest": newest_first[0].name if newest_first else None,
+        "best": best_first[0].name if best_first else None,
+        "checkpoints": [entry.as_json() for entry in entries],
+    }
+
+
+def _describe(path: Path, attributes: Mapping[str, Attribute], score: float | None) -> _Entry:
+    counters = {key: int(attributes[key]) for key in ("env_steps", "learner_updates") if key in attributes}
+    finite = float(score) if score is not None and math.isfinite(score) else None
+    return _Entry(path.stem, sha256_of(path), path.stat().st_size, finite, **counters)
+
+
+def _by_score(entries: list[_Entry]) -> list[_Entry]:
+    """Returns the entries that have a score, the best first; of equals the newer one."""
+    scored = [entry for entry in reversed(entries) if entry.score is not None]
+    return sorted(scored, key=lambda entry: entry.score or 0.0, reverse=True)
+
+
+def _unused_name(name: str, entries: list[_Entry]) -> str:
+    taken = {entry.name for entry in entries}
+    candidates = [name, *(f"{name}-{number}" for number in range(2, len(taken) + 2))]
+    return next(candidate for candidate in candidates if candidate not in taken)
+
+
+def _load_verified(path: Path, entry: _Entry) -> Checkpoint:
+    try:
+        whole = path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256
+    except OSError as error:
+        raise CheckpointError(f"{path} is listed in the manifest but can't be read: {error}.") from error
+    if not whole:
+        raise CheckpointError(f"{path} is missing or damaged: size and sha256 are not the manifest's.")
+    return Checkpoint(path, *read_arrays(path))
+
+
+def _unlink_quietly(paths: Iterable[Path]) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            warnings.warn(f"An old checkpoint file stays behind: {error}.", RuntimeWarning, stacklevel=3)
+
+
+def _is_plain_name(name: Any) -> bool:
+    return isinstance(name, str) and bool(_PLAIN_NAME.fullmatch(name))
+
+
+def _require(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise ValueError(otherwise)

