@@ -161,6 +161,11 @@ def from_json(data: object) -> TrainConfig:
     return cls(**{name: _decode(name, kinds[name], value) for name, value in values.items()})
 
 
+def from_facts(facts: dict[str, Any]) -> TrainConfig:
+    """The configuration in what a run directory's `config.json` holds."""
+    return from_json(facts.get("config"))
+
+
 def _decode(name: str, kind: Any, value: Any) -> Any:
     """`value` as the type that the field's annotation names."""
     choices = typing.get_args(kind) or (kind,)

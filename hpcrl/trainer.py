@@ -29,7 +29,7 @@ from hpcrl.cluster.ranks import Ranks, split_nodes
 from hpcrl.cluster.transport import UnrollReceiver
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control
-from hpcrl.config import A2CConfig, TrainConfig, from_json, to_json
+from hpcrl.config import A2CConfig, TrainConfig, from_facts, from_json, to_json
 from hpcrl.envs.episodes import EpisodeEnvs
 from hpcrl.envs.factory import describe_task
 from hpcrl.envs.restore import Restored
@@ -136,6 +136,8 @@ class Trainer:
     def _build_model(self) -> None:
         """The policy, the same everywhere: made from the seed, then rank 0's weights."""
         config = self.config
+        # One thread first: the factorisation in the initial weights rounds differently on several.
+        _limit_threads(1)
         self.policy = Policy(self._task, config.hidden_sizes, config.activation, config.shared_encoder)
         self.policy.initialise(config.seed)
         self._flat = FlatParameters(self.policy, len(STATISTICS) if self._ranks.is_learner else 0)
@@ -381,7 +383,7 @@ class Trainer:
         source = Path(path)
         waiter = Waiter(Activity())
         if source.is_dir():
-            config = on_root(comm, lambda: stored_config(RunDirectory(source).read_config()), waiter)
+            config = on_root(comm, lambda: from_facts(RunDirectory(source).read_config()), waiter)
             return cls(dataclasses.replace(config, run_dir=source, resume=True, ranks=None), comm)
         checkpoint = on_root(comm, lambda: load_checkpoint(source), waiter)
         config = checkpoint_config(checkpoint)
@@ -466,11 +468,6 @@ class Trainer:
         # After an error the others may be anywhere: closing is collective and would wait for them.
         if kind is None:
             self.close()
-
-
-def stored_config(facts: dict[str, Any]) -> TrainConfig:
-    """The configuration in the facts of a `config.json`."""
-    return from_json(facts.get("config"))
 
 
 def checkpoint_config(checkpoint: Checkpoint) -> TrainConfig:

@@ -126,7 +126,7 @@ class Unroll:
 
     def __init__(self, spec: UnrollSpec, buffer: NDArray[np.uint8] | None = None) -> None:
         if buffer is None:
-            buffer = np.zeros(spec.nbytes, np.uint8)
+            buffer = aligned_zeros(spec.nbytes)
         if buffer.dtype != np.uint8 or buffer.shape != (spec.nbytes,) or not buffer.flags.c_contiguous:
             raise ShapeError(
                 f"an unroll needs {spec.nbytes} contiguous bytes, got {buffer.dtype} {list(buffer.shape)}"
@@ -160,6 +160,17 @@ class Unroll:
 
 
 _HEADER_INDEX = {name: index for index, name in enumerate(_HEADER)}
+
+
+def aligned_zeros(nbytes: int) -> NDArray[np.uint8]:
+    """Zeroed memory, uint8 [nbytes], that begins at a cache line.
+
+    numpy's own begins where the heap has room, and matrix products may round differently by alignment: two runs would
+    differ in their last bits.
+    """
+    memory = np.zeros(nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + nbytes]
 
 
 def _aligned(size: int) -> int:

@@ -38,12 +38,12 @@ class Layout:
     def describe(self) -> str:
         """One line for people."""
         nodes = len(set(self.node_of))
-        acting = [len(block) for block in self.env_blocks.values()]
         where = f"on {nodes} nodes" if nodes > 1 else "on one node"
-        roles = f"{_count(len(self.learners), 'learner')}, {_count(len(self.actors), 'actor')}"
+        roles = f"{_count(len(self.learners), 'learner')} and {_count(len(self.actors), 'actor')}"
         if set(self.learners) & set(self.actors):
-            roles = f"{_count(len(self.actors), 'rank')} that act and learn"
-        return f"{roles} {where}, {min(acting)}-{max(acting)} environments each"
+            roles = f"{_count(len(self.actors), 'rank')}, acting and learning,"
+        sizes = sorted({len(block) for block in self.env_blocks.values()})
+        return f"{roles} {where}, {' or '.join(map(str, sizes))} environments an actor"
 
 
 def plan_layout(

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from hpcrl.cluster.launch import inside_mpi
 from hpcrl.metrics import Row
 
 #: Set by the process that starts the ranks, whose terminal they don't see: its width in columns.
@@ -29,8 +30,7 @@ class Display:
     """Shows the rows of a run as they come; on rank 0 only."""
 
     def __init__(self, total_env_steps: int, num_iterations: int, environment: Mapping[str, str]) -> None:
-        columns = environment.get(TERMINAL_VARIABLE)
-        self._console = Console(force_terminal=True, width=int(columns)) if columns else Console()
+        self._console = _console(environment)
         self._num_iterations = num_iterations
         self._rows: list[Row] = []
         self._progress: Progress | None = None
@@ -96,6 +96,13 @@ class Display:
         """All rows, or some at equal distances and the last."""
         step = -(-len(self._rows) // _MAX_TABLE_ROWS)
         return self._rows[:: -step][::-1]
+
+
+def _console(environment: Mapping[str, str]) -> Console:
+    if columns := environment.get(TERMINAL_VARIABLE):
+        return Console(force_terminal=True, width=int(columns))
+    # Launchers may give their ranks a terminal of their own, whatever their output goes to.
+    return Console(force_terminal=False) if inside_mpi(environment) else Console()
 
 
 def _mean_return(row: Row) -> float:

@@ -10,11 +10,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from hpcrl.config import TrainConfig, config_class
+from hpcrl.config import TrainConfig, config_class, from_facts
 from hpcrl.errors import ConfigError
 from hpcrl.presets import preset
 from hpcrl.storage.run_directory import RunDirectory
-from hpcrl.trainer import stored_config
 
 _TITLES = {
     "environment": "environment options",
@@ -86,7 +85,7 @@ def _resumed(arguments: Sequence[str]) -> TrainConfig | None:
     if "--resume" not in arguments or folder is None:
         return None
     directory = RunDirectory(Path(folder))
-    return stored_config(directory.read_config()) if directory.config_file.exists() else None
+    return from_facts(directory.read_config()) if directory.config_file.exists() else None
 
 
 def _take_value(arguments: Sequence[str], option: str) -> tuple[str | None, list[str]]:

@@ -38,7 +38,7 @@ def train(arguments: Sequence[str], requests: Requests) -> int:
 
 
 def _parse(algorithm: str, options: Sequence[str]) -> TrainConfig:
-    # Imported late: it brings torch, and a process that only starts ranks needs it for the options alone.
+    # Imported late: a second of its own, which other commands don't need.
     from hpcrl.commands.options import parse
 
     return parse(algorithm, options)
