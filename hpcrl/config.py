@@ -32,14 +32,18 @@ class TrainConfig:
     env: str = option("CartPole-v1", "Gymnasium environment id (or package.module:id).", "environment")
     num_envs: int = option(16, "Environments in total, dealt out over all actors.", "environment")
     vector: Literal["sync", "native"] = option(
-        "sync", "sync steps one environment after the other; native uses the environment's own vector form.", "environment"
+        "sync",
+        "sync steps one environment after the other; native uses the environment's own vector form.",
+        "environment",
     )
 
     total_env_steps: int = option(500_000, "Environment steps to train for, over all actors.", "run")
     num_iterations: int = option(100, "Reports of equal length that the run is divided into.", "run")
     seed: int = option(1, "Seed of weights, environments and action noise.", "run")
     run_dir: Path | None = option(None, "Folder of the run (default: runs/ALGORITHM-ENV-seedS-TIME).", "run")
-    resume: bool = option(False, "Go on from the newest good checkpoint of --run-dir (start where there is none).", "run")
+    resume: bool = option(
+        False, "Go on from the newest good checkpoint of --run-dir (start where there is none).", "run"
+    )
     stop_return: float | None = option(None, "Stop once rollout/return_last_100 reaches this.", "run")
     checkpoint_every: int = option(50_000, "Environment steps between checkpoints (0: only at the end).", "run")
     checkpoint_keep: int = option(2, "Newest checkpoints to keep beside the best.", "run")
@@ -114,11 +118,17 @@ class A2CConfig(TrainConfig):
     gae_lambda: float = option(0.95, "Lambda of generalised advantages (1: n-step returns).", "algorithm")
     entropy_coef: float = option(0.0, "Weight of the entropy bonus at the start.", "algorithm")
     entropy_coef_final: float | None = option(
-        None, "Weight of the entropy bonus at total_env_steps, reached linearly (default: as at the start).", "algorithm"
+        None,
+        "Weight of the entropy bonus at total_env_steps, reached linearly (default: as at the start).",
+        "algorithm",
     )
     value_coef: float = option(0.5, "Weight of the value loss.", "algorithm")
-    normalise_advantages: bool = option(False, "Standardise advantages over the whole batch of all learners.", "algorithm")
-    loss_reduction: Literal["mean", "sum"] = option("mean", "Loss as a mean or a sum over the batch's steps.", "algorithm")
+    normalise_advantages: bool = option(
+        False, "Standardise advantages over the whole batch of all learners.", "algorithm"
+    )
+    loss_reduction: Literal["mean", "sum"] = option(
+        "mean", "Loss as a mean or a sum over the batch's steps.", "algorithm"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

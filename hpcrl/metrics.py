@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 #: A row of metrics by column name; a value that doesn't exist yet is NaN, and an empty cell in the file.
 Row = dict[str, float]
 
-EPISODE = np.dtype(
-    [("env_step", "i8"), ("env_index", "i8"), ("number", "i8"), ("length", "i8"), ("return", "f8")]
-)
+EPISODE = np.dtype([("env_step", "i8"), ("env_index", "i8"), ("number", "i8"), ("length", "i8"), ("return", "f8")])
 WINDOW = 100
 
 COLUMNS = (

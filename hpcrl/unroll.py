@@ -128,9 +128,7 @@ class Unroll:
         if buffer is None:
             buffer = aligned_zeros(spec.nbytes)
         if buffer.dtype != np.uint8 or buffer.shape != (spec.nbytes,) or not buffer.flags.c_contiguous:
-            raise ShapeError(
-                f"an unroll needs {spec.nbytes} contiguous bytes, got {buffer.dtype} {list(buffer.shape)}"
-            )
+            raise ShapeError(f"an unroll needs {spec.nbytes} contiguous bytes, got {buffer.dtype} {list(buffer.shape)}")
         self.spec = spec
         self.buffer = buffer
         offset = 0

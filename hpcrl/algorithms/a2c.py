@@ -45,7 +45,9 @@ class Loss(NamedTuple):
     statistics: Tensor
 
 
-def a2c_loss(policy: Policy, batch: Batch, config: A2CConfig, entropy_coef: float, normalise: Normaliser | None) -> Loss:
+def a2c_loss(
+    policy: Policy, batch: Batch, config: A2CConfig, entropy_coef: float, normalise: Normaliser | None
+) -> Loss:
     """L = sum over valid steps of -log pi(a|s) * A + value_coef * 1/2 (target - V)^2 - entropy_coef * H.
 
     The 1/2 of the value loss belongs to it. Advantages and targets are constants. A learner without steps gives 0.

@@ -14,8 +14,8 @@ def generalised_advantages(
 
     delta_t = r_t + gamma * next_value_t - V_t and A_t = delta_t + gamma * lambda * continues_t * A_{t+1}.
     With lambda = 1 and the sum cut at the last row it is the n-step advantage of A3C (Mnih et al. 2016,
-    arXiv:1602.01783, algorithm S3). A truncation bootstraps, in `next_values`, and cuts the sum; a termination does both
-    with value 0.
+    arXiv:1602.01783, algorithm S3). A truncation bootstraps, in `next_values`, and cuts the sum; a
+    termination does both with value 0.
 
     Args:
         reward, values: float32 [T, B].

@@ -58,9 +58,7 @@ def _plain_memory(tensor: Tensor) -> np.ndarray:
     if tensor.dtype != torch.float32:
         raise ShapeError(f"only float32 is reduced through MPI, got {tensor.dtype}")
     if not tensor.is_contiguous() or tensor.device.type != "cpu":
-        raise ShapeError(
-            f"a reduction needs contiguous host memory, got strides {tensor.stride()} on {tensor.device}"
-        )
+        raise ShapeError(f"a reduction needs contiguous host memory, got strides {tensor.stride()} on {tensor.device}")
     if tensor.requires_grad and not tensor.is_leaf:
         raise ShapeError("a reduction needs a detached tensor, got one that is part of a graph")
     return tensor.detach().numpy()

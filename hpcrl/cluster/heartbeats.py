@@ -126,7 +126,9 @@ class _FarHeartbeats:
         self._world, self._activity, self._timeout_s = ranks.world, activity, timeout_s
         self._interval_s = timeout_s / 5
         firsts = [ranks.layout.node_of.index(node) for node in sorted(set(ranks.layout.node_of))]
-        self._peers = [first for first in firsts if first != 0] if ranks.rank == 0 else [0] if ranks.rank in firsts else []
+        self._peers = (
+            [first for first in firsts if first != 0] if ranks.rank == 0 else [0] if ranks.rank in firsts else []
+        )
         self._seen = dict.fromkeys(self._peers, time.monotonic())
         self._next_send = 0.0
         self._incoming = {peer: np.zeros(_STAMP_WORDS, np.int64) for peer in self._peers}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from hpcrl.cluster.layout import Layout
 from hpcrl.cluster.mpi import MPI, Comm
 
@@ -23,9 +25,9 @@ class Ranks:
         self.rank, self.size = world.rank, world.size
         self.layout = layout
         self.node = node
-        learners = world.Split(0 if self.is_learner else MPI.UNDEFINED, world.rank)
+        learners = _split(world, 0 if self.is_learner else MPI.UNDEFINED, world.rank)
         self.learners: Comm | None = learners if self.is_learner else None
-        self.cell = node.Split(layout.learner_for(self.rank), world.rank)
+        self.cell = _split(node, layout.learner_for(self.rank), world.rank)
         self.cell_ranks: tuple[int, ...] = tuple(self.cell.allgather(self.rank))
 
     @property
@@ -60,6 +62,10 @@ class Ranks:
 
 def split_nodes(world: Comm) -> tuple[Comm, list[int]]:
     """The ranks that share memory with this one, and the node of every rank (its lowest rank). Collective."""
-    node = world.Split_type(MPI.COMM_TYPE_SHARED, world.rank)
+    node = cast(Comm, world.Split_type(MPI.COMM_TYPE_SHARED, world.rank))
     first = node.bcast(world.rank)
     return node, world.allgather(first)
+
+
+def _split(comm: Comm, color: int, key: int) -> Comm:
+    return cast(Comm, comm.Split(color, key))

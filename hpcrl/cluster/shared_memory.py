@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +40,8 @@ class SharedSegments:
 
     def segment(self, rank: int) -> NDArray[np.uint8]:
         """The segment of a rank of the communicator: uint8 [its size], aligned to a cache line."""
-        buffer, _ = self._window.Shared_query(rank)
-        return np.frombuffer(buffer, np.uint8)
+        memory: Any = self._window.Shared_query(rank)[0]
+        return np.frombuffer(memory, np.uint8)
 
     def fence(self) -> None:
         """Order this rank's loads and stores before it against those after it. Local."""
@@ -57,7 +59,7 @@ def _rounded(nbytes: int) -> int:
 
 
 def _missing_space(total: int) -> str | None:
-    if not os.path.isdir(_SHARED_MEMORY_FOLDER):
+    if not Path(_SHARED_MEMORY_FOLDER).is_dir():
         return None
     status = os.statvfs(_SHARED_MEMORY_FOLDER)
     free = status.f_bavail * status.f_frsize

@@ -115,7 +115,7 @@ class SharedReceiver:
 
 
 class MessageSender:
-    """Sends slots as messages. Synchronous sends complete when a receive took them: the receiver's slots are credits."""
+    """Sends slots as messages. Synchronous sends complete when received: the receiver's slots are credits."""
 
     def __init__(self, spec: UnrollSpec, world: Comm, learner: int) -> None:
         self._world, self._learner = world, learner

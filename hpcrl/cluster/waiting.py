@@ -32,7 +32,7 @@ class Waiter:
         self._background.append(request)
 
     def tick(self) -> None:
-        """For the loops of a rank at work: show that it lives, and look after the others. Local, below a microsecond."""
+        """For the loops of a rank at work: show that it lives, and look after the others. Local."""
         self.activity.beat()
         self.watch()
 

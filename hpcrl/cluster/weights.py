@@ -51,9 +51,7 @@ class WeightsRing:
         fence: orders loads and stores of this rank.
     """
 
-    def __init__(
-        self, memory: NDArray[np.uint8], num_weights: int, num_slots: int, fence: Callable[[], None]
-    ) -> None:
+    def __init__(self, memory: NDArray[np.uint8], num_weights: int, num_slots: int, fence: Callable[[], None]) -> None:
         self._newest, *lines = counters(memory, 1 + 2 * num_slots)
         self._begin, self._end = lines[:num_slots], lines[num_slots:]
         self._num_slots, self._fence = num_slots, fence
@@ -155,7 +153,7 @@ class WeightsPublisher:
 
 
 class WeightsSubscriber:
-    """An actor's end. On a node without the learner the cell's first rank receives, and writes the ring for the rest."""
+    """An actor's end. On a node without the learner the cell's first rank receives and writes the ring."""
 
     def __init__(self, ring: WeightsRing | None, world: Comm, learner: int, receives: bool, num_weights: int) -> None:
         self._ring, self._world, self._learner = ring, world, learner

@@ -95,7 +95,7 @@ class Display:
     def _chosen(self) -> list[Row]:
         """All rows, or some at equal distances and the last."""
         step = -(-len(self._rows) // _MAX_TABLE_ROWS)
-        return self._rows[:: -step][::-1]
+        return self._rows[::-step][::-1]
 
 
 def _console(environment: Mapping[str, str]) -> Console:

@@ -15,9 +15,9 @@ from hpcrl.errors import CheckpointError, ConfigError
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
 from hpcrl.roles.evaluation import play_episodes
+from hpcrl.roles.resume import checkpoint_config, require_policy
 from hpcrl.roles.snapshot import load_weights
-from hpcrl.storage.checkpoints import Checkpoint, CheckpointStore, load_checkpoint, require_matching
-from hpcrl.trainer import checkpoint_config
+from hpcrl.storage.checkpoints import Checkpoint, CheckpointStore, load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -33,21 +33,18 @@ class EvalOptions:
 
 def evaluate(arguments: Sequence[str]) -> int:
     """Play and print; the exit status."""
-    options = tyro.cli(
-        EvalOptions, prog="hpcrl eval", args=list(arguments), config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    options = tyro.cli(EvalOptions, prog="hpcrl eval", args=list(arguments), config=(tyro.conf.FlagCreatePairsOff,))
     if options.episodes < 1 or options.seed < 0:
-        raise ConfigError(f"--episodes must be at least 1 and --seed at least 0, got {options.episodes}, {options.seed}")
+        raise ConfigError(
+            f"--episodes must be at least 1 and --seed at least 0, got {options.episodes}, {options.seed}"
+        )
     checkpoint = _find(options)
     config = checkpoint_config(checkpoint)
     task = describe_task(config.env, config.vector)
     policy = Policy(task, config.hidden_sizes, config.activation, config.shared_encoder)
-    expected = {name: (tuple(value.shape), "float32") for name, value in policy.named_parameters()}
-    require_matching(checkpoint, "weights", expected)
+    require_policy(checkpoint, policy)
     load_weights(FlatParameters(policy), checkpoint.arrays)
-    results = play_episodes(
-        policy, config.env, task, range(options.episodes), options.seed, options.deterministic
-    )
+    results = play_episodes(policy, config.env, task, range(options.episodes), options.seed, options.deterministic)
     returns, lengths = results.T
     print(f"{checkpoint.path} ({config.algorithm} on {config.env}, {checkpoint.attributes['env_steps']:,} env steps)")
     print(

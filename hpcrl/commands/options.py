@@ -52,7 +52,10 @@ def parse_onto(base: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
         [(name, Annotated[cls, tyro.conf.arg(name="", help="")], dataclasses.field()) for name, cls in groups.items()],
     )
     defaults = wrapper(
-        **{name: cls(**{f.name: getattr(base, f.name) for f in dataclasses.fields(cls)}) for name, cls in groups.items()}
+        **{
+            name: cls(**{f.name: getattr(base, f.name) for f in dataclasses.fields(cls)})
+            for name, cls in groups.items()
+        }
     )
     parsed: Any = tyro.cli(
         wrapper,
@@ -74,9 +77,13 @@ def _group_classes(cls: type[TrainConfig]) -> dict[str, type]:
     kinds = typing.get_type_hints(cls)
     grouped: dict[str, list[Any]] = {name: [] for name in _TITLES}
     for field in dataclasses.fields(cls):
-        kind = Annotated[kinds[field.name], tyro.conf.arg(help=field.metadata["help"])]
+        kind: Any = _annotate(kinds[field.name], help=field.metadata["help"])
         grouped[field.metadata["group"]].append((field.name, kind, dataclasses.field(default=field.default)))
     return {name: dataclasses.make_dataclass(name.title(), fields) for name, fields in grouped.items() if fields}
+
+
+def _annotate(kind: Any, help: str) -> Any:
+    return Annotated[kind, tyro.conf.arg(help=help)]
 
 
 def _resumed(arguments: Sequence[str]) -> TrainConfig | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -63,7 +63,8 @@ class _DisabledStepper:
         terminated, truncated = terminated.copy(), truncated.copy()
         seeds = np.zeros(self._envs.num_envs, np.int64)
         seeds[rows] = self._next_seeds(rows)
-        observation, _ = self._envs.reset(seed=seeds.tolist(), options={"reset_mask": ended})
+        per_env: Any = seeds.tolist()  # a list where the base class promises an int only
+        observation, _ = self._envs.reset(seed=per_env, options={"reset_mask": ended})
         return Transition(observation, reward, terminated, truncated, self._all_valid, finals, final_rows)
 
 
@@ -119,6 +120,6 @@ def make_stepper(envs: VectorEnv, next_seeds: NextSeeds) -> Stepper:
     try:
         return _STEPPERS[AutoresetMode(mode)](envs, next_seeds)
     except ValueError:
-        raise ConfigError(
-            f"{type(envs).__name__} must name its autoreset mode (one of {', '.join(m.value for m in AutoresetMode)}), got {mode!r}"
-        ) from None
+        known = ", ".join(known.value for known in AutoresetMode)
+        name = type(envs).__name__
+        raise ConfigError(f"{name} must name its autoreset mode, one of {known}, got {mode!r}") from None

@@ -52,7 +52,7 @@ def make_vector_env(env_id: str, num_envs: int, vector: str) -> VectorEnv:
 
 def _make_native(spec: EnvSpec, num_envs: int) -> VectorEnv:
     if spec.id in _SEEDED_NATIVE:
-        return _SEEDED_NATIVE[spec.id](num_envs=num_envs, max_episode_steps=spec.max_episode_steps)
+        return _SEEDED_NATIVE[spec.id](num_envs=num_envs, max_episode_steps=spec.max_episode_steps or 500)
     if spec.vector_entry_point is None:
         raise ConfigError(f"--vector native: {spec.id} has no vector form of its own, use --vector sync")
     return gym.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point")
@@ -91,5 +91,7 @@ def _action_space(space: gym.Space) -> Space:
     if isinstance(space, gym.spaces.Discrete):
         return Space("discrete", (), "int64", int(space.n))
     if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating) and len(space.shape) == 1:
-        return Space("box", space.shape, "float32", low=tuple(map(float, space.low)), high=tuple(map(float, space.high)))
+        return Space(
+            "box", space.shape, "float32", low=tuple(map(float, space.low)), high=tuple(map(float, space.high))
+        )
     raise ConfigError(f"actions must be a Discrete space or a one-dimensional Box of floats, got {space}")

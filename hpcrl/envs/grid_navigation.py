@@ -81,9 +81,7 @@ class GridNavigation(gymnasium.Env[NDArray[np.float32], np.int64]):
         self._steps = 0
         return self._observation(), {}
 
-    def step(
-        self, action: np.int64 | int
-    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64 | int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Moves once.
 
         Args:
@@ -106,7 +104,7 @@ class GridNavigation(gymnasium.Env[NDArray[np.float32], np.int64]):
         truncated = self._steps >= self.max_episode_steps
         return self._observation(), float(terminated), terminated, truncated, {}
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Returns the grid as text: A the agent, G the goal, # walls and . free cells; None without render_mode."""
         if self.render_mode is None:
             return None
@@ -226,9 +224,7 @@ def _checked_size(size: int) -> int:
 
 def _checked_state(state: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     if set(state) != {"position", "steps"}:
-        raise EnvironmentFailure(
-            f"GridNavigation.set_state expected the keys position and steps, got {sorted(state)}."
-        )
+        raise EnvironmentFailure(f"GridNavigation.set_state expected the keys position and steps, got {sorted(state)}.")
     position, steps = np.asarray(state["position"]), np.asarray(state["steps"])
     for name, array, shape in (("position", position, (2,)), ("steps", steps, ())):
         if array.shape != shape or array.dtype != np.int64:

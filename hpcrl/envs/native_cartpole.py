@@ -89,9 +89,7 @@ class SeededCartPole(CartPoleVectorEnv):
 
     def step(
         self, action: NDArray[np.integer[Any]]
-    ) -> tuple[
-        NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
-    ]:
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Moves every sub-environment once; nothing it returns is written to later.
 
         Args:
@@ -176,9 +174,7 @@ class SeededCartPole(CartPoleVectorEnv):
                 f"SeededCartPole.step expected actions as an integer array [{self.num_envs}], got {_kind(action)}."
             )
         if (action >> 1).any():
-            raise ConfigError(
-                f"SeededCartPole.step expected actions of 0 or 1, got {action.min()} to {action.max()}."
-            )
+            raise ConfigError(f"SeededCartPole.step expected actions of 0 or 1, got {action.min()} to {action.max()}.")
 
     def _checked_mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_] | None:
         if not options:
@@ -207,9 +203,7 @@ class SeededCartPole(CartPoleVectorEnv):
                 f"SeededCartPole.reset expected {self.num_envs} integer seeds in [0, 2**63), got {_kind(seeds)}."
             )
         if seeds.min() < 0 or seeds.max() >= _SEED_LIMIT:
-            raise ConfigError(
-                f"SeededCartPole.reset expected seeds in [0, 2**63), got {seeds.min()} to {seeds.max()}."
-            )
+            raise ConfigError(f"SeededCartPole.reset expected seeds in [0, 2**63), got {seeds.min()} to {seeds.max()}.")
         return seeds.astype(np.uint64)
 
 

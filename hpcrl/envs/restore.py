@@ -45,7 +45,9 @@ class Snapshots(Protocol):
     def state(self) -> dict[str, NDArray]:
         """Arrays that `restore` needs, environment first."""
 
-    def restore(self, state: dict[str, NDArray], episode_seeds: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Restored]:
+    def restore(
+        self, state: dict[str, NDArray], episode_seeds: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], Restored]:
         """Go back to `state`; which environments [B] stand there now."""
 
     def begin(self, rows: NDArray[np.intp], episode_seeds: NDArray[np.int64]) -> NDArray:
@@ -79,7 +81,9 @@ class _NoSnapshots:
     def state(self) -> dict[str, NDArray]:
         return {}
 
-    def restore(self, state: dict[str, NDArray], episode_seeds: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Restored]:
+    def restore(
+        self, state: dict[str, NDArray], episode_seeds: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], Restored]:
         return np.zeros(len(episode_seeds), np.bool_), Restored(begun_anew=len(episode_seeds))
 
     def begin(self, rows: NDArray[np.intp], episode_seeds: NDArray[np.int64]) -> NDArray:
@@ -109,7 +113,9 @@ class _VectorStateSnapshots(_SeededSnapshots):
     def state(self) -> dict[str, NDArray]:
         return {f"state_{key}": value for key, value in self._envs.get_state().items()}
 
-    def restore(self, state: dict[str, NDArray], episode_seeds: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Restored]:
+    def restore(
+        self, state: dict[str, NDArray], episode_seeds: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], Restored]:
         self._envs.set_state(_own_state(state))
         return np.ones(len(episode_seeds), np.bool_), Restored(by_state=len(episode_seeds))
 
@@ -130,7 +136,9 @@ class _StateSnapshots(_SeededSnapshots):
         stacked = {f"state_{key}": np.stack([state[key] for state in states]) for key in states[0]}
         return stacked | {"elapsed_steps": np.array(elapsed, np.int64)}
 
-    def restore(self, state: dict[str, NDArray], episode_seeds: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Restored]:
+    def restore(
+        self, state: dict[str, NDArray], episode_seeds: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], Restored]:
         own = _own_state(state)
         for row, env in enumerate(self._envs.envs):
             env.unwrapped.set_state({key: value[row] for key, value in own.items()})  # type: ignore[attr-defined]
@@ -143,7 +151,7 @@ class _StateSnapshots(_SeededSnapshots):
 
 
 class _ReplaySnapshots(_SeededSnapshots):
-    """Replays the running episodes from their seeds; holds when environments are deterministic given seed and actions."""
+    """Replays the running episodes from their seeds, if environments are deterministic given seed and actions."""
 
     def __init__(self, envs: SyncVectorEnv) -> None:
         self._envs = envs
@@ -168,7 +176,9 @@ class _ReplaySnapshots(_SeededSnapshots):
         actions = np.array(episodes, dtype).reshape(-1, *shape)
         return {"replay_counts": counts, "replay_actions": actions}
 
-    def restore(self, state: dict[str, NDArray], episode_seeds: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Restored]:
+    def restore(
+        self, state: dict[str, NDArray], episode_seeds: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], Restored]:
         counts, actions = state["replay_counts"], state["replay_actions"]
         if counts.sum() != len(actions) or (counts < 0).any():
             raise CheckpointError(f"the checkpoint names {counts.sum()} actions to replay but holds {len(actions)}")
@@ -187,9 +197,7 @@ class _ReplaySnapshots(_SeededSnapshots):
         self._start = np.array([longest - len(episode) for episode in episodes], np.int64)
 
     def begin(self, rows: NDArray[np.intp], episode_seeds: NDArray[np.int64]) -> NDArray:
-        resets = [
-            self._envs.envs[row].reset(seed=int(seed))[0] for row, seed in zip(rows, episode_seeds, strict=True)
-        ]
+        resets = [self._envs.envs[row].reset(seed=int(seed))[0] for row, seed in zip(rows, episode_seeds, strict=True)]
         return np.stack(resets)
 
 

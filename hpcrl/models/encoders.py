@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +25,7 @@ class MLP(nn.Module):
         self._space = space
         widths = [space.num_choices if space.kind == "discrete" else space.size, *hidden_sizes]
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        for fan_in, fan_out in itertools.pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), _ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*layers)
         self.num_features = widths[-1]

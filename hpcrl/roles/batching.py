@@ -43,7 +43,7 @@ class Batcher:
                 getattr(self._stacked, name)[:, first:end] = getattr(unroll, name)
             used = slice(num_finals, num_finals + unroll.num_finals)
             self._stacked.final_observation[used] = unroll.final_observation[: unroll.num_finals]
-            self._stacked.final_index[used] = unroll.final_index[: unroll.num_finals] + (0, first)
+            self._stacked.final_index[used] = unroll.final_index[: unroll.num_finals] + np.array([0, first])
             num_finals = used.stop
         return Batch(
             **self._tensors,

@@ -105,8 +105,8 @@ class Learner:
 
     def start(self) -> Control:
         """Publish the first weights. Local."""
-        flags = Boundary.EVALUATE if self.config.eval_at_start and self.env_steps == 0 else Boundary.NONE
-        return self._publish(flags)
+        untrained = self.config.eval_at_start and self.env_steps == 0
+        return self._publish(Boundary.EVALUATE | Boundary.REPORT if untrained else Boundary.NONE)
 
     def advance(self) -> Control:
         """One round: unrolls in, one update, weights out. Collective over the learners."""
@@ -153,7 +153,9 @@ class Learner:
         learning_rate = linear(config.learning_rate, config.learning_rate_final, progress)
 
         self.flat.reduced.zero_()
-        loss = a2c_loss(self.policy, batch, config, entropy_coef, self._normalise if config.normalise_advantages else None)
+        loss = a2c_loss(
+            self.policy, batch, config, entropy_coef, self._normalise if config.normalise_advantages else None
+        )
         loss.total.backward()
         self.flat.tail.copy_(loss.statistics)
         sum_gradients(self._comm, self.flat.reduced, self._waiter)

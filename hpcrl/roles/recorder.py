@@ -41,30 +41,32 @@ class Recorder:
         failures: checkpoints that could not be written.
     """
 
-    def __init__(self, directory: RunDirectory, config: TrainConfig) -> None:
+    def __init__(self, directory: RunDirectory, config: TrainConfig, checkpoint: Checkpoint | None) -> None:
         self.directory, self._config = directory, config
         self._store = CheckpointStore(directory.checkpoints, config.checkpoint_keep)
         self.episodes = EpisodeReducer()
         self.best_score = -math.inf
         self.failures = 0
         self._elapsed_before_s = 0.0
-        self._started = self._reported = time.monotonic()
         self._steps_reported = 0
-        self._tensorboard: TensorBoardFile | None = None
-
-    def begin(self, env_steps: int, checkpoint: Checkpoint | None) -> None:
-        """Open the files; rows past `env_steps` are of a future that did not happen, and go."""
         if checkpoint is not None:
-            self._elapsed_before_s = float(checkpoint.attributes["elapsed_s"])
-            self.best_score = float(checkpoint.attributes["best_score"])
-        self._steps_reported = env_steps
+            self._go_on_from(checkpoint)
+        self._cut_files(self._steps_reported)
+        self._metrics = CsvFile(directory.metrics_file, COLUMNS)
+        self._episode_log = CsvFile(directory.episodes_file, _EPISODE_COLUMNS) if config.episode_log else None
+        self._tensorboard = TensorBoardFile(directory.path, self._steps_reported) if config.tensorboard else None
+        self._started = self._reported = time.monotonic()
+
+    def _go_on_from(self, checkpoint: Checkpoint) -> None:
+        self._elapsed_before_s = float(checkpoint.attributes["elapsed_s"])
+        self.best_score = float(checkpoint.attributes["best_score"])
+        self._steps_reported = int(checkpoint.attributes["env_steps"])
+        self.episodes.restore(checkpoint.group("progress/episodes"))
+
+    def _cut_files(self, env_steps: int) -> None:
+        """Rows past `env_steps` are of a future that did not happen."""
         cut_csv(self.directory.metrics_file, "env_steps", env_steps)
         cut_csv(self.directory.episodes_file, "env_step", env_steps // self._config.num_envs)
-        self._metrics = CsvFile(self.directory.metrics_file, COLUMNS)
-        self._episode_log = CsvFile(self.directory.episodes_file, _EPISODE_COLUMNS) if self._config.episode_log else None
-        if self._config.tensorboard:
-            self._tensorboard = TensorBoardFile(self.directory.path, env_steps)
-        self._started = self._reported = time.monotonic()
 
     def add_episodes(self, episodes: np.ndarray) -> None:
         """Episodes of all actors since the last call, dtype `hpcrl.metrics.EPISODE`."""
@@ -94,14 +96,20 @@ class Recorder:
         """Seconds of training, over all restarts."""
         return self._elapsed_before_s + time.monotonic() - self._started
 
-    def save(self, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], score: float) -> None:
-        """Write a checkpoint; a disk that refuses is a loud warning, and the run goes on."""
-        known = None if math.isnan(score) else score
+    def note_score(self, evaluation: float) -> float:
+        """The best score so far: of evaluations where the run has any, else of the last 100 episodes."""
+        self._score = evaluation if self._config.eval_every else self.episodes.return_last_100
+        self.best_score = max(self.best_score, self._score) if not math.isnan(self._score) else self.best_score
+        return self.best_score
+
+    def save(self, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> None:
+        """Write a checkpoint of the moment that was scored; a disk that refuses is a loud warning, the run goes on."""
+        score = None if math.isnan(self._score) else self._score
         try:
-            self._store.save(f"step_{attributes['env_steps']:012d}", arrays, attributes, known)
+            self._store.save(f"step_{attributes['env_steps']:012d}", arrays, attributes, score)
         except CheckpointError as error:
             self.failures += 1
-            warnings.warn(f"CHECKPOINT NOT WRITTEN, training goes on without it: {error}", stacklevel=2)
+            warnings.warn(f"CHECKPOINT NOT WRITTEN, training goes on without it: {error}", RuntimeWarning, stacklevel=2)
 
     def close(self) -> None:
         """Close the files and give up the run directory."""
@@ -114,7 +122,7 @@ class Recorder:
 
 
 def run_facts(config: TrainConfig, task: Task, layout: Layout, hosts: list[str]) -> dict[str, Any]:
-    """What `config.json` says of a run: configuration, versions, machine and layout; never the environment variables."""
+    """What `config.json` says of a run: configuration, versions, machine and layout; never environment variables."""
     return {
         "config": to_json(config),
         "layout_invariant": task.layout_invariant,

@@ -188,9 +188,7 @@ class CheckpointStore:
         return self.directory / f"{name}.h5"
 
 
-def save_checkpoint(
-    path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Attribute]
-) -> None:
+def save_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Attribute]) -> None:
     """Writes one checkpoint file outside any store, durably; arguments as for `write_arrays`.
 
     Raises:
@@ -220,9 +218,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, *read_arrays(path))
 
 
-def require_matching(
-    checkpoint: Checkpoint, prefix: str, expected: Mapping[str, tuple[tuple[int, ...], str]]
-) -> None:
+def require_matching(checkpoint: Checkpoint, prefix: str, expected: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
     """Checks that a group holds exactly the arrays that a model expects.
 
     Args:
