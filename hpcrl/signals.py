@@ -19,6 +19,11 @@ class Requests:
             signal.signal(number, self._ask_to_stop)
         signal.signal(signal.SIGUSR2, self._ask_to_save)
 
+    def ignore(self) -> None:
+        """The run is over and saved: requests that still come must not turn a good end into a death by signal."""
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+
     def take_save(self) -> bool:
         """Whether a save was asked for since the last call."""
         asked, self.save = self.save, False

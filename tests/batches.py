@@ -46,7 +46,7 @@ def plans(draw: st.DrawFn, max_time: int = 7, max_envs: int = 3) -> Plan:
 
 
 def make_batch(plan: Plan, seed: int) -> Batch:
-    """A batch of random numbers that goes as planned; ignored rows hold zeros, as an environment leaves them."""
+    """A batch of random numbers that goes as planned; ignored rows hold zeros."""
     rng = np.random.default_rng(seed)
     time, envs = len(plan.ends[0]), len(plan.ends)
     terminated, truncated, valid = (np.zeros((time, envs), np.bool_) for _ in range(3))
@@ -63,12 +63,16 @@ def make_batch(plan: Plan, seed: int) -> Batch:
         terminated=torch.from_numpy(terminated),
         truncated=torch.from_numpy(truncated),
         valid=torch.from_numpy(valid),
-        final_observation=torch.from_numpy(rng.normal(0, 3, (len(index), OBSERVATION_SIZE)).astype(np.float32)),
+        final_observation=torch.from_numpy(
+            rng.normal(0, 3, (len(index), OBSERVATION_SIZE)).astype(np.float32)
+        ),
         final_index=torch.from_numpy(index),
     )
 
 
-def _plan_column(plan: Plan, b: int, terminated: np.ndarray, truncated: np.ndarray, valid: np.ndarray) -> None:
+def _plan_column(
+    plan: Plan, b: int, terminated: np.ndarray, truncated: np.ndarray, valid: np.ndarray
+) -> None:
     ignored = plan.next_step[b] and plan.resets_first[b]
     for t in range(plan.length):
         valid[t] = not ignored
@@ -107,7 +111,15 @@ def columns(batch: Batch, first: int, end: int) -> Batch:
     inside = (batch.final_index[:, 1] >= first) & (batch.final_index[:, 1] < end)
     pieces = {
         name: getattr(batch, name)[:, first:end]
-        for name in ("observation", "action", "reward", "behaviour_log_prob", "terminated", "truncated", "valid")
+        for name in (
+            "observation",
+            "action",
+            "reward",
+            "behaviour_log_prob",
+            "terminated",
+            "truncated",
+            "valid",
+        )
     }
     index = batch.final_index[inside] - torch.tensor([0, first])
     return Batch(**pieces, final_observation=batch.final_observation[inside], final_index=index)

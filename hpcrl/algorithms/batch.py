@@ -62,7 +62,7 @@ def evaluate(network: Network, batch: Batch) -> Outputs:
     item = batch.observation.shape[2:]
     rows = torch.cat([batch.observation.reshape(-1, *item), batch.final_observation])
     parameters, values = network(rows)
-    parameters = parameters[: time * envs].view(time, envs, -1)
+    parameters = parameters[: time * envs].view(time, envs, parameters.shape[-1])
     final_values = values[(time + 1) * envs :].detach()
     values = values[: (time + 1) * envs].view(time + 1, envs)
     next_values = values[1:].detach().clone()

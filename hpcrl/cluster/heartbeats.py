@@ -26,6 +26,8 @@ from hpcrl.errors import RankError
 _TAG = 13
 _LOOK_EVERY_S = 0.2
 _STAMP_WORDS = 4
+#: A rank that is stuck is named before the waiting of all others is called a deadlock, or the stuck one ends itself.
+_DEADLOCK_MARGIN_S = 3.0
 
 
 class Heartbeats:
@@ -91,13 +93,13 @@ class Heartbeats:
         idle = all(stamp[0] in (Phase.WAITING, Phase.COMMUNICATING) for stamp in stamps)
         if not idle or state != self._idle_state:
             self._idle_state, self._idle_since = state, now
-        elif now - self._idle_since > self._timeout_s:
+        elif now - self._idle_since > self._timeout_s + _DEADLOCK_MARGIN_S:
             phases = ", ".join(f"rank {rank} at update {stamp[1]}" for rank, stamp in sorted(self._near.items()))
             raise RankError(f"every rank has waited for the others for {now - self._idle_since:.0f} s: {phases}")
 
     def _watch_self(self) -> None:
         """Watchdog: a main thread that others may not see hang ends its own process."""
-        patience_s = self._timeout_s + 3.0
+        patience_s = self._timeout_s + _DEADLOCK_MARGIN_S
         while not self._stopped.wait(min(1.0, self._timeout_s / 4)):
             stamp = self._activity.stamp
             age_s = time.monotonic() - float(stamp[2]) * 1e-9

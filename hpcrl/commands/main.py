@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from hpcrl.errors import ConfigError, HpcrlError
 from hpcrl.signals import Requests
@@ -29,6 +30,8 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; its exit status: 0, 1 for a run that failed, 2 for input that can't be run."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # As `python -m` has it: `--env mine:Env-v0` finds mine.py in the current folder.
+    sys.path.insert(0, str(Path.cwd()))
     requests = Requests()
     if arguments[:1] == ["train"]:
         # Before anything heavy is imported: a signal in the first second must not be lost.

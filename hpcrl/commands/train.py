@@ -102,6 +102,7 @@ def _run(config: TrainConfig, comm: Comm, requests: Requests) -> int:
         if display is not None:
             display.finish()
             _say_goodbye(trainer, display, requests)
+        requests.ignore()
         return 1 if trainer.checkpoint_failures else 0
 
 

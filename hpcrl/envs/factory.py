@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import gymnasium as gym
@@ -21,8 +22,11 @@ _SEEDED_NATIVE = {"CartPole-v0": SeededCartPole, "CartPole-v1": SeededCartPole}
 def find_spec(env_id: str) -> EnvSpec:
     """The registration of `env_id`; ConfigError in one sentence where there is none."""
     register_environments()
+    module, _, name = env_id.rpartition(":")
     try:
-        return gym.spec(env_id)
+        if module:
+            importlib.import_module(module)
+        return gym.spec(name)
     except (gym.error.Error, ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"--env {env_id!r} is not a registered Gymnasium environment: {reason}") from None

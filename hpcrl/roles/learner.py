@@ -105,6 +105,8 @@ class Learner:
 
     def start(self) -> Control:
         """Publish the first weights. Local."""
+        if self.env_steps >= self.config.total_env_steps:
+            return self._publish(Boundary.STOP)
         untrained = self.config.eval_at_start and self.env_steps == 0
         return self._publish(Boundary.EVALUATE | Boundary.REPORT if untrained else Boundary.NONE)
 

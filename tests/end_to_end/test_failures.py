@@ -1,0 +1,96 @@
+"""A rank that fails, dies or hangs ends the job, named; nothing hangs, and the last checkpoint stays good."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpcrl.cluster.launch import launcher_command, rank_environment
+from tests.commands import Running, run, train, weights
+
+_FOREVER = (
+    "--total-env-steps",
+    "100000000",
+    "--num-iterations",
+    "1000",
+    "--checkpoint-every",
+    "2048",
+    "--no-tensorboard",
+)
+
+
+def _start(run_dir: Path, fault: str, *options: str, ranks: int = 3) -> Running:
+    command = [
+        sys.executable,
+        "-m",
+        "tests.faults",
+        fault,
+        "train",
+        "a2c",
+        "--run-dir",
+        str(run_dir),
+        *_FOREVER,
+        *options,
+    ]
+    return Running(launcher_command(ranks, command), environment=rank_environment(os.environ))
+
+
+@pytest.mark.parametrize("role", ["actor", "learner"])
+def test_an_exception_ends_the_job_with_its_traceback(tmp_path: Path, role: str) -> None:
+    done = _start(tmp_path / "run", f"{role}:raise@30").wait(timeout=30)
+    rank = {"actor": 1, "learner": 0}[role]
+    assert done.returncode == 1
+    assert f"[rank {rank}] RuntimeError: a planted fault" in done.stderr
+    assert f"[rank {rank}]     fault()" in done.stderr
+    assert weights(tmp_path / "run").size
+
+
+@pytest.mark.parametrize("role", ["actor", "learner"])
+@pytest.mark.parametrize("fault", ["exit", "kill"])
+def test_a_rank_that_vanishes_ends_the_job(tmp_path: Path, role: str, fault: str) -> None:
+    done = _start(tmp_path / "run", f"{role}:{fault}@30").wait(timeout=30)
+    assert done.returncode not in (0, None)
+    assert weights(tmp_path / "run").size
+
+
+@pytest.mark.parametrize(
+    ("role", "rank", "phase"), [("1", 1, "communicating"), ("2", 2, "communicating"), ("0", 0, "communicating")]
+)
+def test_a_stopped_rank_is_named_and_ends_the_job(tmp_path: Path, role: str, rank: int, phase: str) -> None:
+    done = _start(tmp_path / "run", f"{role}:stop@30", "--hang-timeout", "3").wait(timeout=40)
+    assert done.returncode not in (0, None)
+    assert f"rank {rank} gave no sign of life" in done.stderr
+    assert phase in done.stderr
+
+
+def test_an_environment_that_sleeps_for_ever_is_named(tmp_path: Path) -> None:
+    done = _start(tmp_path / "run", "actor:sleep@30", "--hang-timeout", "3").wait(timeout=40)
+    assert done.returncode not in (0, None)
+    assert "rank 1 gave no sign of life" in done.stderr
+
+
+def test_a_single_process_that_hangs_ends_itself(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tests.faults",
+        "learner:sleep@30",
+        "train",
+        "a2c",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    done = run([*command, *_FOREVER, "--hang-timeout", "1"], timeout=40)
+    assert done.returncode == -9
+    assert "rank 0 gave no sign of life" in done.stderr
+
+
+def test_a_job_that_lost_a_rank_is_resumed(tmp_path: Path) -> None:
+    _start(tmp_path / "run", "actor:kill@30", "--total-env-steps", "30000", "--num-iterations", "3").wait(timeout=30)
+    train(tmp_path / "uninterrupted", "--total-env-steps", 30000, "--num-iterations", 3, "--ranks", 3)
+    resumed = train(tmp_path / "run", "--resume", "--ranks", 3)
+    assert "finished at env step" in resumed.stdout
+    assert weights(tmp_path / "run").tobytes() == weights(tmp_path / "uninterrupted").tobytes()

@@ -1,0 +1,107 @@
+"""Signals: the run finishes its update, saves and leaves; a second one kills; nothing is lost either way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from hpcrl.cluster.launch import launcher_command, rank_environment
+from tests.commands import HPCRL, Running, hpcrl, weights
+
+_FOREVER = ("--total-env-steps", "100000000", "--num-iterations", "10000", "--no-tensorboard")
+_ASKING = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+
+
+def _start(run_dir: Path, *options: str) -> Running:
+    return Running([*HPCRL, "train", "a2c", "--run-dir", str(run_dir), *_FOREVER, *options])
+
+
+def _start_under_launcher(run_dir: Path) -> Running:
+    command = [*HPCRL, "train", "a2c", "--run-dir", str(run_dir), *_FOREVER, "--checkpoint-every", "2048"]
+    return Running(launcher_command(2, command), environment=rank_environment(os.environ))
+
+
+def _is_training(run_dir: Path) -> bool:
+    metrics = run_dir / "metrics.csv"
+    return metrics.exists() and len(metrics.read_text().splitlines()) > 2
+
+
+def _expect_saved(running: Running, run_dir: Path) -> None:
+    done = running.wait(timeout=30)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "stopped by" in done.stdout
+    assert "--resume" in done.stdout
+    assert weights(run_dir).size
+    assert not running.descendants()
+
+
+@pytest.mark.parametrize("number", _ASKING)
+@pytest.mark.parametrize("options", [(), ("--ranks", "2")], ids=["one-process", "two-ranks"])
+def test_the_first_signal_saves_and_leaves(tmp_path: Path, options: tuple[str, ...], number: signal.Signals) -> None:
+    running = _start(tmp_path / "run", *options)
+    running.until(lambda: _is_training(tmp_path / "run"))
+    running.process.send_signal(number)
+    _expect_saved(running, tmp_path / "run")
+
+
+@pytest.mark.parametrize("options", [(), ("--ranks", "2")], ids=["one-process", "two-ranks"])
+@pytest.mark.parametrize("delay_s", [0.3, 1.5])
+def test_a_signal_during_start_up_is_not_lost(tmp_path: Path, options: tuple[str, ...], delay_s: float) -> None:
+    running = _start(tmp_path / "run", *options)
+    # Until its handlers stand, a process dies of the signal: the first thing that it does.
+    running.until(lambda: _handles(running.process.pid, signal.SIGUSR1))
+    time.sleep(delay_s)
+    running.process.send_signal(signal.SIGUSR1)
+    _expect_saved(running, tmp_path / "run")
+
+
+@pytest.mark.parametrize("options", [(), ("--ranks", "2")], ids=["one-process", "two-ranks"])
+def test_a_second_signal_kills(tmp_path: Path, options: tuple[str, ...]) -> None:
+    # An environment that sleeps for ever can't finish its update.
+    running = _start(tmp_path / "run", *options, "--env", "tests.environments:Sleeping-v0")
+    running.until(lambda: (tmp_path / "run/metrics.csv").exists())
+    time.sleep(0.5)
+    for _ in range(2):
+        assert running.process.poll() is None
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+    assert running.wait(timeout=15).returncode != 0
+    assert not running.descendants()
+
+
+def test_sigusr2_saves_and_goes_on(tmp_path: Path) -> None:
+    running = _start(tmp_path / "run", "--checkpoint-every", "0", "--ranks", "2")
+    running.until(lambda: _is_training(tmp_path / "run"))
+    assert not list((tmp_path / "run/checkpoints").glob("*.h5"))
+    running.process.send_signal(signal.SIGUSR2)
+    running.until(lambda: list((tmp_path / "run/checkpoints").glob("*.h5")))
+    running.process.send_signal(signal.SIGUSR1)
+    _expect_saved(running, tmp_path / "run")
+
+
+def test_the_users_own_launcher_forwards_sigusr1(tmp_path: Path) -> None:
+    running = _start_under_launcher(tmp_path / "run")
+    running.until(lambda: _is_training(tmp_path / "run"))
+    running.process.send_signal(signal.SIGUSR1)
+    _expect_saved(running, tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_users_own_launcher_interrupted_leaves_a_good_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+    running = _start_under_launcher(tmp_path / "run")
+    running.until(lambda: list((tmp_path / "run/checkpoints").glob("*.h5")))
+    running.process.send_signal(number)
+    running.wait(timeout=30)
+    assert weights(tmp_path / "run").size
+    assert hpcrl("eval", tmp_path / "run", "--episodes", 2).returncode == 0
+
+
+def _handles(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal, by the kernel's word."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+    return bool(caught >> (number - 1) & 1)

@@ -1,0 +1,54 @@
+"""hpcrl with a planted fault: `python -m tests.faults ROLE:FAULT@ROUND train ...`.
+
+ROLE is `actor` (the first rank that only acts), `learner`, or a rank number; FAULT is raise, exit, kill, stop, sleep.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hpcrl.commands.main import main
+from hpcrl.roles.actor import ActorRank
+from hpcrl.roles.learner import Learner
+
+
+def _raise() -> None:
+    raise RuntimeError("a planted fault")
+
+
+FAULTS: dict[str, Callable[[], Any]] = {
+    "raise": _raise,
+    "exit": lambda: os._exit(3),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "sleep": lambda: time.sleep(10_000),
+}
+
+
+def plant(cls: type, fault: Callable[[], Any], at_round: int, rank: str | None) -> None:
+    """Make `cls.advance` commit the fault at a round, on one rank or on the lowest of its role."""
+    original = cls.advance  # type: ignore[attr-defined]
+    rounds = 0
+
+    def advance(self: Any) -> Any:
+        nonlocal rounds
+        rounds += 1
+        if rounds == at_round and (rank is None or os.environ.get("OMPI_COMM_WORLD_RANK", "0") == rank):
+            fault()
+        return original(self)
+
+    cls.advance = advance  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    role, _, rest = sys.argv[1].partition(":")
+    name, _, at_round = rest.partition("@")
+    roles = {"actor": (ActorRank, "1"), "learner": (Learner, "0")}
+    for cls, rank in [roles[role]] if role in roles else [(ActorRank, role), (Learner, role)]:
+        plant(cls, FAULTS[name], int(at_round), rank)
+    sys.exit(main(sys.argv[2:]))
