@@ -8,11 +8,13 @@ from collections.abc import Mapping
 import mpi4py
 import numpy as np
 
-from hpcrl.cluster.launch import promised_size
+from hpcrl.cluster.launch import inside_mpi, one_machine_settings, promised_size
 from hpcrl.errors import RankError
 
 # Open MPI's one-sided component for UCX complains on machines without its hardware; ours are shared-memory windows.
 os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+if not inside_mpi(os.environ):
+    os.environ.update(one_machine_settings(os.environ))
 mpi4py.rc.thread_level = "funneled"
 
 from mpi4py import MPI  # noqa: E402  (initialises MPI with the settings above)

@@ -165,8 +165,7 @@ class Learner:
 
         sums = dict(zip(STATISTICS, self.flat.tail.tolist(), strict=True))
         norm, clipped = self._scale_and_clip(sums["steps"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        self.optimizer.learning_rate = learning_rate
         self.optimizer.step()
         self.reducer.add(_update_metrics(sums, norm, clipped, learning_rate))
 

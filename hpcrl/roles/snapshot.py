@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hpcrl.algorithms.optimizers import Optimizer
 from hpcrl.errors import CheckpointError
 from hpcrl.models.flat import FlatParameters
 
@@ -28,39 +29,35 @@ def load_weights(flat: FlatParameters, arrays: Mapping[str, NDArray]) -> None:
         piece.copy_(torch.from_numpy(arrays[f"weights/{name}"]))
 
 
-def optimizer_arrays(flat: FlatParameters, optimizer: torch.optim.Optimizer) -> Arrays:
+def optimizer_arrays(flat: FlatParameters, optimizer: Optimizer) -> Arrays:
     """`optimizer/<state>/<parameter name>` for what the optimizer keeps of every weight, `optimizer/<state>` else."""
     arrays: Arrays = {}
-    for key, value in optimizer.state[flat.weights].items():
-        if value.numel() == len(flat):
+    for key, value in optimizer.state.items():
+        if value.dim():
             arrays |= {f"optimizer/{key}/{name}": piece.numpy().copy() for name, piece in flat.split(value).items()}
         else:
-            arrays[f"optimizer/{key}"] = value.numpy().copy().reshape(-1)
+            arrays[f"optimizer/{key}"] = value.numpy().copy().reshape(1)
     return arrays
 
 
-def load_optimizer(flat: FlatParameters, optimizer: torch.optim.Optimizer, arrays: Mapping[str, NDArray]) -> None:
+def load_optimizer(flat: FlatParameters, optimizer: Optimizer, arrays: Mapping[str, NDArray]) -> None:
     """Give the optimizer back what `optimizer_arrays` took; CheckpointError for arrays of another optimizer."""
-    stored: dict[str, torch.Tensor] = {}
-    for path, array in arrays.items():
-        prefix, _, rest = path.partition("/")
-        key, _, name = rest.partition("/")
-        if prefix != "optimizer":
+    expected = optimizer_arrays(flat, optimizer)
+    stored = {path: array for path, array in arrays.items() if path.startswith("optimizer/")}
+    for path in sorted(expected.keys() | stored.keys()):
+        mine, theirs = (_outline(group.get(path)) for group in (expected, stored))
+        if mine != theirs:
+            raise CheckpointError(f"the checkpoint's {path} is {theirs}, expected {mine} for this --optimizer")
+    for key, value in optimizer.state.items():
+        if not value.dim():
+            value.fill_(int(stored[f"optimizer/{key}"][0]))
             continue
-        if not name:
-            stored[key] = torch.from_numpy(array.copy()).reshape(())
-            continue
-        vector = stored.setdefault(key, torch.zeros_like(flat.weights.detach()))
-        pieces = flat.split(vector)
-        if name not in pieces or pieces[name].shape != array.shape or array.dtype != np.float32:
-            raise CheckpointError(f"the checkpoint holds {path} {list(array.shape)}, which this model has no place for")
-        pieces[name].copy_(torch.from_numpy(array))
-    expected = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"square_avg"}
-    if stored and set(stored) != expected:
-        raise CheckpointError(
-            f"the checkpoint holds optimizer state {sorted(stored)}, expected {sorted(expected)} for this --optimizer"
-        )
-    optimizer.state[flat.weights].update(stored)
+        for name, piece in flat.split(value).items():
+            piece.copy_(torch.from_numpy(stored[f"optimizer/{key}/{name}"]))
+
+
+def _outline(array: NDArray | None) -> str:
+    return "missing" if array is None else f"{list(array.shape)} {array.dtype}"
 
 
 def merge_environments(states: Sequence[Mapping[str, NDArray]]) -> Arrays:

@@ -188,7 +188,9 @@ def random_actions(envs: EpisodeEnvs) -> NDArray:
 
 def play(envs: EpisodeEnvs, num_steps: int) -> Iterator[tuple[NDArray, Step]]:
     for _ in range(num_steps):
-        step = envs.step(random_actions(envs))
+        actions = random_actions(envs)
+        step = envs.step(actions)
+        actions[:] = 0  # the actor's are a row of memory that it uses again
         yield envs.observation.copy(), step
 
 
@@ -323,6 +325,16 @@ def test_episodes_go_on_from_a_state_bit_for_bit(
     assert_same(other.state(), envs.state())
 
 
+def test_exactly_the_running_episodes_are_kept_for_replay() -> None:
+    task = describe_task("CartPole-v1", "sync")
+    envs = EpisodeEnvs("CartPole-v1", "sync", task, 3, 0, SEED)
+    for _ in range(600):
+        envs.step(random_actions(envs))
+        state = envs.state()
+        assert np.array_equal(state["replay_counts"], state["episode_length"])
+        assert len(state["replay_actions"]) == state["episode_length"].sum()
+
+
 def test_a_state_is_not_changed_by_what_follows() -> None:
     task = describe_task("CartPole-v1", "sync")
     envs = EpisodeEnvs("CartPole-v1", "sync", task, 3, 0, SEED)
@@ -356,7 +368,9 @@ def test_an_environment_whose_replay_leads_elsewhere_begins_anew_alone() -> None
     record(envs, 9)
     state = envs.state()
     other = EpisodeEnvs("hpcrl-tests/Fickle-v0", "sync", task, 4, 0, SEED)
+    kept = {name: array.copy() for name, array in state.items()}
     assert other.restore(state) == Restored(by_replay=2, begun_anew=2)
+    assert_same(state, kept)
     assert np.array_equal(other.observation[[0, 2]], state["observation"][[0, 2]])
     for b in (1, 3):
         first = np.random.Generator(np.random.PCG64(int(seeds(SEED, b, 1, Purpose.EPISODE_SEED)))).random(1)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from numpy.typing import NDArray
 
 from hpcrl.envs.episodes import EpisodeEnvs
@@ -79,6 +83,31 @@ def test_no_episodes_and_signs_of_life(policy: Policy) -> None:
         policy, ENV, describe_task(ENV, "sync"), range(5), 7, False, lambda: ticks.append(None)
     )
     assert len(ticks) == results[:, 1].max()
+
+
+class Unpaid(CartPoleEnv):
+    """Pays no number."""
+
+    def step(self, action: Any) -> Any:
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, float("nan"), terminated, truncated, info
+
+
+gym.register("hpcrl-tests/Unpaid-v0", Unpaid)  # type: ignore[arg-type]
+
+
+@pytest.mark.xfail(strict=True, reason="play_episodes waits for a return that is no NaN", raises=TimeoutError)
+def test_a_return_that_is_no_number_ends_an_episode_too(policy: Policy) -> None:
+    steps = iter(range(2000))
+
+    def tick() -> None:
+        if next(steps, None) is None:
+            raise TimeoutError
+
+    task = describe_task("hpcrl-tests/Unpaid-v0", "sync")
+    results = play_episodes(policy, "hpcrl-tests/Unpaid-v0", task, range(2), 7, False, tick)
+    assert np.isnan(results[:, 0]).all()
+    assert (results[:, 1] > 1).all()
 
 
 def test_the_policy_is_left_as_it_was(policy: Policy) -> None:

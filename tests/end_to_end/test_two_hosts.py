@@ -1,0 +1,59 @@
+"""A run over two hosts, made of namespaces on this machine: their ranks share no memory and talk TCP."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.commands import train, untimed, weights
+from tests.hosts import run_on_hosts, why_not
+
+REASON = why_not()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+_RUN = ["--total-env-steps", "10240", "--num-iterations", "2", "--num-envs", "8", "--no-tensorboard"]
+
+
+def _train_on_hosts(run_dir: Path, hosts: dict[str, int], *options: str) -> dict:
+    command = [sys.executable, "-m", "hpcrl", "train", "a2c", "--run-dir", str(run_dir), *_RUN, *options]
+    done = run_on_hosts(command, hosts, timeout=90)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return json.loads((run_dir / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("hosts", "learners"),
+    [({"left": 2, "right": 1}, [0]), ({"left": 2, "right": 3}, [0, 2]), ({"left": 1, "right": 3}, [0])],
+    ids=["far-actor", "two-learners", "far-cell"],
+)
+def test_a_run_over_two_hosts_is_the_same_run(tmp_path: Path, hosts: dict[str, int], learners: list[int]) -> None:
+    options = ("--learners", str(len(learners)))
+    facts = _train_on_hosts(tmp_path / "far", hosts, *options)
+    names = [host for host, count in hosts.items() for _ in range(count)]
+    assert facts["layout"]["hosts"] == names
+    assert facts["layout"]["learners"] == learners
+    train(tmp_path / "near", *_RUN, "--ranks", sum(hosts.values()), *options)
+    assert (tmp_path / "far/episodes.csv").read_text() == (tmp_path / "near/episodes.csv").read_text()
+    if len(learners) == 1:
+        # One learner sums in one order, wherever its actors are.
+        assert weights(tmp_path / "far").tobytes() == weights(tmp_path / "near").tobytes()
+        assert untimed(tmp_path / "far/metrics.csv") == untimed(tmp_path / "near/metrics.csv")
+
+
+def test_a_stopped_rank_alone_on_its_host_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.faults", "2:stop@30", "train", "a2c", "--run-dir", str(tmp_path / "run")]
+    options = [*_RUN, "--total-env-steps", "100000000", "--hang-timeout", "3"]
+    done = run_on_hosts([*command, *options], {"left": 2, "right": 1}, timeout=60)
+    assert done.returncode != 0
+    assert "rank 2 gave no sign of life" in done.stderr
+
+
+def test_a_stopped_learner_alone_on_its_host_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.faults", "0:stop@30", "train", "a2c", "--run-dir", str(tmp_path / "run")]
+    options = [*_RUN, "--total-env-steps", "100000000", "--hang-timeout", "3"]
+    done = run_on_hosts([*command, *options], {"left": 1, "right": 2}, timeout=60)
+    assert done.returncode != 0
+    assert "rank 0 gave no sign of life" in done.stderr
