@@ -68,10 +68,10 @@ class TrainConfig:
     activation: Literal["tanh", "relu"] = option("tanh", "Activation of the hidden layers.", "model")
     shared_encoder: bool = option(False, "Policy and value share their hidden layers.", "model")
 
-    optimizer: Literal["adam", "rmsprop"] = option("adam", "Optimizer.", "optimizer")
-    learning_rate: float = option(2e-3, "Learning rate at the start.", "optimizer")
+    optimizer: Literal["adam", "rmsprop"] = option("rmsprop", "Optimizer.", "optimizer")
+    learning_rate: float = option(5e-3, "Learning rate at the start.", "optimizer")
     learning_rate_final: float = option(0.0, "Learning rate at total_env_steps, reached linearly.", "optimizer")
-    optimizer_epsilon: float = option(1e-8, "Epsilon in the optimizer's denominator.", "optimizer")
+    optimizer_epsilon: float = option(1e-5, "Epsilon in the optimizer's denominator.", "optimizer")
     rmsprop_decay: float = option(0.99, "RMSProp: decay of the mean square.", "optimizer")
     rmsprop_epsilon_inside: bool = option(
         True, "RMSProp: epsilon inside the square root, as in the papers (outside: as in PyTorch).", "optimizer"
@@ -94,6 +94,7 @@ class TrainConfig:
         self._require("ranks", self.ranks is None or self.ranks >= 1, "a whole number of at least 1")
         self._require("learners", self.learners == "auto" or self.learners >= 1, "auto or a whole number of at least 1")
         self._require("hidden_sizes", all(width >= 1 for width in self.hidden_sizes), "widths of at least 1")
+        self._require("stop_return", self.stop_return is None or math.isfinite(self.stop_return), "a finite number")
         self._require("env", bool(self.env), "an environment id")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
@@ -115,7 +116,7 @@ class A2CConfig(TrainConfig):
 
     unroll_length: int = option(32, "Steps T of an unroll; an update learns from T x num_envs steps.", "algorithm")
     gamma: float = option(0.98, "Discount.", "algorithm")
-    gae_lambda: float = option(0.95, "Lambda of generalised advantages (1: n-step returns).", "algorithm")
+    gae_lambda: float = option(1.0, "Lambda of generalised advantages (1: n-step returns).", "algorithm")
     entropy_coef: float = option(0.0, "Weight of the entropy bonus at the start.", "algorithm")
     entropy_coef_final: float | None = option(
         None,
@@ -135,8 +136,9 @@ class A2CConfig(TrainConfig):
         self._require("unroll_length", self.unroll_length >= 1, "a whole number of at least 1")
         for name in ("gamma", "gae_lambda"):
             self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        for name in ("entropy_coef", "value_coef"):
-            self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number of 0 or more")
+        for name in ("entropy_coef", "value_coef", "entropy_coef_final"):
+            value = getattr(self, name)
+            self._require(name, value is None or 0 <= value < math.inf, "a finite number of 0 or more")
 
 
 CONFIGS: dict[str, type[TrainConfig]] = {"a2c": A2CConfig}
@@ -178,6 +180,10 @@ def from_facts(facts: dict[str, Any]) -> TrainConfig:
 
 def _decode(name: str, kind: Any, value: Any) -> Any:
     """`value` as the type that the field's annotation names."""
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, list) and all(type(item) is int for item in value):
+            return tuple(value)
+        raise ConfigError(f"field {name} of the configuration must be a list of whole numbers, got {value!r}")
     choices = typing.get_args(kind) or (kind,)
     for choice in choices:
         if typing.get_origin(choice) is Literal and value in typing.get_args(choice):
@@ -192,6 +198,4 @@ def _decode(name: str, kind: Any, value: Any) -> Any:
             return value
     if typing.get_origin(kind) is Literal and value in choices:
         return value
-    if typing.get_origin(kind) is tuple and isinstance(value, list) and all(type(item) is int for item in value):
-        return tuple(value)
     raise ConfigError(f"field {name} of the configuration has an unexpected value {value!r}")

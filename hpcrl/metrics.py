@@ -139,7 +139,7 @@ class CsvFile:
         self._columns = tuple(columns)
         fresh = not path.exists() or path.stat().st_size == 0
         self._file = path.open("a", newline="")
-        self._writer = csv.writer(self._file)
+        self._writer = csv.writer(self._file, lineterminator="\n")
         if fresh:
             self._writer.writerow(self._columns)
             self._file.flush()
@@ -170,18 +170,22 @@ def cut_csv(path: Path, column: str, last: int) -> int:
     if not path.exists():
         return 0
     with path.open(newline="") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
+        text = file.read()
+    # A line without its end was torn by a kill, even where it looks whole.
+    whole = text[: text.rfind("\n") + 1]
+    header, *rows = list(csv.reader(whole.splitlines())) or [[]]
     if column not in header:
         return 0
     place = header.index(column)
     kept = [row for row in rows if len(row) == len(header) and row[place].isdigit() and int(row[place]) <= last]
-    if len(kept) == len(rows):
+    num_dropped = len(rows) - len(kept) + (whole != text)
+    if not num_dropped:
         return 0
     replacement = path.with_name(f".{path.name}.cut")
     with replacement.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *kept])
+        csv.writer(file, lineterminator="\n").writerows([header, *kept])
     replacement.replace(path)
-    return len(rows) - len(kept)
+    return num_dropped
 
 
 class TensorBoardFile:

@@ -28,12 +28,15 @@ def grid_navigation() -> A2CConfig:
         env="GridNavigation-v0",
         num_envs=32,
         unroll_length=16,
-        total_env_steps=400_000,
-        num_iterations=20,
+        total_env_steps=60_000,
+        num_iterations=10,
         gamma=0.95,
+        gae_lambda=0.95,
         entropy_coef=0.02,
         entropy_coef_final=0.0,
-        learning_rate=3e-3,
+        optimizer="adam",
+        optimizer_epsilon=1e-8,
+        learning_rate=5e-3,
     )
 
 

@@ -63,16 +63,12 @@ def make_batch(plan: Plan, seed: int) -> Batch:
         terminated=torch.from_numpy(terminated),
         truncated=torch.from_numpy(truncated),
         valid=torch.from_numpy(valid),
-        final_observation=torch.from_numpy(
-            rng.normal(0, 3, (len(index), OBSERVATION_SIZE)).astype(np.float32)
-        ),
+        final_observation=torch.from_numpy(rng.normal(0, 3, (len(index), OBSERVATION_SIZE)).astype(np.float32)),
         final_index=torch.from_numpy(index),
     )
 
 
-def _plan_column(
-    plan: Plan, b: int, terminated: np.ndarray, truncated: np.ndarray, valid: np.ndarray
-) -> None:
+def _plan_column(plan: Plan, b: int, terminated: np.ndarray, truncated: np.ndarray, valid: np.ndarray) -> None:
     ignored = plan.next_step[b] and plan.resets_first[b]
     for t in range(plan.length):
         valid[t] = not ignored

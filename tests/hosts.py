@@ -101,7 +101,7 @@ def run_on_hosts(
         job = [mpirun, "-n", str(sum(ranks_per_host.values())), "--map-by", "slot", "--bind-to", "none"]
         job += ["--host", ",".join(f"{name}:{ranks}" for name, ranks in ranks_per_host.items())]
         job += [*mpi_options, *command]
-        plan.write_text(json.dumps({"hosts": list(ranks_per_host), "job": job, "cwd": os.getcwd()}))
+        plan.write_text(json.dumps({"hosts": list(ranks_per_host), "job": job, "cwd": str(Path.cwd())}))
         alive_reader, alive_writer = os.pipe()
         try:
             process = subprocess.Popen(

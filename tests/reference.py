@@ -37,19 +37,13 @@ class Column:
     def rest_of_episode(self, t: int) -> range:
         """Row t and the rows after it that belong to the same episode and were acted."""
         end = t + 1
-        while (
-            end < len(self.reward)
-            and self.valid[end]
-            and not (self.terminated[end - 1] or self.truncated[end - 1])
-        ):
+        while end < len(self.reward) and self.valid[end] and not (self.terminated[end - 1] or self.truncated[end - 1]):
             end += 1
         return range(t, end)
 
     def advantage(self, t: int, gamma: float, lambda_: float) -> float:
         """Sum over l of (gamma lambda)^l delta_{t+l} (arXiv:1506.02438, eq. 16)."""
-        deltas = [
-            self.reward[k] + gamma * self.next_value(k) - self.values[k] for k in self.rest_of_episode(t)
-        ]
+        deltas = [self.reward[k] + gamma * self.next_value(k) - self.values[k] for k in self.rest_of_episode(t)]
         return math.fsum((gamma * lambda_) ** power * delta for power, delta in enumerate(deltas))
 
     def n_step_return(self, t: int, gamma: float) -> float:

@@ -56,6 +56,7 @@ def a2c_loss(
     advantages = generalised_advantages(
         batch.reward, values.detach(), next_values, continues, config.gamma, config.gae_lambda
     )
+    advantages.masked_fill_(~batch.valid, 0.0)
     targets = advantages + values.detach()
     if normalise is not None:
         advantages = normalise(advantages, batch.valid)

@@ -28,9 +28,10 @@ def generalised_advantages(
         float32 [T, B].
     """
     deltas = (reward + gamma * next_values - values).unbind()
-    factors = (gamma * lambda_ * continues.to(reward.dtype)).unbind()
     advantages = [deltas[-1]]
-    for delta, factor in zip(reversed(deltas[:-1]), reversed(factors[:-1]), strict=True):
-        advantages.append(torch.addcmul(delta, factor, advantages[-1]))
+    for delta, goes_on in zip(reversed(deltas[:-1]), reversed(continues.unbind()[:-1]), strict=True):
+        # Chosen, not multiplied by 0: what an ignored row holds may be no number.
+        longer = torch.add(delta, advantages[-1], alpha=gamma * lambda_)
+        advantages.append(torch.where(goes_on, longer, delta))
     advantages.reverse()
     return torch.stack(advantages)

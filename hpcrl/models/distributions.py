@@ -50,11 +50,10 @@ class Categorical(nn.Linear):
         super().__init__(num_features, num_choices)
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
-        # Inverse of the cumulative distribution: one uniform number an action.
+        # Inverse of the cumulative distribution: one uniform number an action. Its last value may round to a little
+        # less than 1, so the noise is scaled by it: a choice of probability 0 is never drawn.
         cumulative = torch.softmax(parameters, -1).cumsum(-1)
-        chosen = (noise >= cumulative).sum(-1)
-        # Rounding may leave the last cumulative value a little below 1.
-        return chosen.clamp_(max=self.out_features - 1)
+        return (noise * cumulative[..., -1:] >= cumulative).sum(-1).clamp_(max=self.out_features - 1)
 
     def mode(self, parameters: Tensor) -> Tensor:
         return parameters.argmax(-1)

@@ -50,7 +50,7 @@ def _play_wave(
 ) -> NDArray[np.float64]:
     envs = EpisodeEnvs(env_id, "sync", task, len(wave), wave.start, seed, Purpose.EVALUATION_SEED)
     results = np.full((len(wave), 2), np.nan)
-    while np.isnan(results[:, 0]).any():
+    while np.isnan(results[:, 1]).any():
         observation = torch.from_numpy(np.asarray(envs.observation, task.observation.dtype))
         if deterministic:
             action = policy.act_greedily(observation)
@@ -58,7 +58,7 @@ def _play_wave(
             noise = uniforms(seed, envs.env_index, envs.rows, Purpose.EVALUATION_ACTION, policy.head.noise_size)
             action, _ = policy.act(observation, torch.from_numpy(noise))
         step = envs.step(action.numpy())
-        first_end = (step.terminated | step.truncated) & np.isnan(results[:, 0])
+        first_end = (step.terminated | step.truncated) & np.isnan(results[:, 1])
         results[first_end, 0] = step.episode_return[first_end]
         results[first_end, 1] = step.episode_length[first_end]
         tick()

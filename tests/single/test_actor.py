@@ -56,9 +56,7 @@ class Waiter:
 class Playing:
     """An actor, and what it was made of."""
 
-    def __init__(
-        self, env_id: str, num_envs: int, num_finals: int, first_env: int = 0, rank: int = 3
-    ) -> None:
+    def __init__(self, env_id: str, num_envs: int, num_finals: int, first_env: int = 0, rank: int = 3) -> None:
         task = describe_task(env_id, "sync")
         self.policy = Policy(task, (6,), "tanh", False)
         self.policy.initialise(2)
@@ -130,9 +128,7 @@ def test_recorded_log_probabilities_are_those_of_a_replay(env_id: str) -> None:
 
 
 def test_actions_do_not_depend_on_how_environments_are_dealt() -> None:
-    whole = [
-        unroll for playing in [Playing("CartPole-v1", 4, 8)] for unroll in (playing.fill(), playing.fill())
-    ]
+    whole = [unroll for playing in [Playing("CartPole-v1", 4, 8)] for unroll in (playing.fill(), playing.fill())]
     halves = []
     for first in (0, 2):
         playing = Playing("CartPole-v1", 2, 4, first)
@@ -159,12 +155,8 @@ def test_an_actor_without_environments_fills_nothing() -> None:
     assert (unroll.policy_version, unroll.length, unroll.valid.size) == (4, TIME, 0)
 
 
-@pytest.mark.parametrize(
-    ("num_envs", "num_finals", "length"), [(2, 2, 2), (2, 4, 4), (2, 5, 4), (2, 6, 6), (2, 8, 8)]
-)
-def test_an_unroll_is_cut_where_the_next_step_may_not_fit(
-    num_envs: int, num_finals: int, length: int
-) -> None:
+@pytest.mark.parametrize(("num_envs", "num_finals", "length"), [(2, 2, 2), (2, 4, 4), (2, 5, 4), (2, 6, 6), (2, 8, 8)])
+def test_an_unroll_is_cut_where_the_next_step_may_not_fit(num_envs: int, num_finals: int, length: int) -> None:
     unroll = Playing(SHORT, num_envs, num_finals).fill()
     assert unroll.length == length and unroll.num_finals == num_envs * length // 2
     assert not unroll.valid[length:].any() and unroll.valid[:length].all()

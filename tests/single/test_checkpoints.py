@@ -42,9 +42,7 @@ def state(number: int) -> dict[str, np.ndarray]:
 
 
 def save(store: CheckpointStore, number: int, score: float | None = None) -> Path:
-    return store.save(
-        f"update-{number:06d}", state(number), {"config": "{}", "env_steps": 10 * number}, score
-    )
+    return store.save(f"update-{number:06d}", state(number), {"config": "{}", "env_steps": 10 * number}, score)
 
 
 def number_of(checkpoint: Checkpoint | None) -> int:
@@ -104,7 +102,7 @@ def test_large_and_strided_arrays_round_trip(tmp_path: Path) -> None:
     ],
 )
 def test_what_can_not_be_read_is_not_written(tmp_path: Path, name: str, value: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="expected bool, integer or float|is no name for an array"):
+    with pytest.raises(ValueError, match=r"expected bool, integer or float|is no name for an array"):
         write_arrays(tmp_path / "x.h5", {name: value}, {})
     assert files(tmp_path) == set()
 
@@ -225,7 +223,7 @@ def test_all_damaged_is_an_error(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     for number in (1, 2):
         damage_flip(save(store, number))
-    with pytest.warns(RuntimeWarning), pytest.raises(CheckpointError, match="No checkpoint in .* is whole"):
+    with pytest.warns(RuntimeWarning), pytest.raises(CheckpointError, match=r"No checkpoint in .* is whole"):
         store.newest()
 
 
@@ -289,8 +287,17 @@ def test_damaged_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("name", "../x"), ("name", 3), ("sha256", "0"), ("sha256", None), ("bytes", "1"), ("score", "high")]
-    + [("score", float("nan")), ("env_steps", 1.5), ("unknown", 1)],
+    [
+        ("name", "../x"),
+        ("name", 3),
+        ("sha256", "0"),
+        ("sha256", None),
+        ("bytes", "1"),
+        ("score", "high"),
+        ("score", float("nan")),
+        ("env_steps", 1.5),
+        ("unknown", 1),
+    ],
 )
 def test_bad_manifest_line_is_refused(tmp_path: Path, key: str, value: object) -> None:
     store = CheckpointStore(tmp_path)

@@ -34,9 +34,7 @@ class Scripted(gym.Env[NDArray[np.float32], np.int64]):
     def __init__(self, index: int) -> None:
         self._index, self._episode, self._steps = index, -1, 0
 
-    def reset(
-        self, *, seed: int | None = None, options: Any = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
         self._episode, self._steps = self._episode + 1, 0
         return self._observation(), {}
 
@@ -67,9 +65,7 @@ def use_vector_env(monkeypatch: pytest.MonkeyPatch, make: Callable[[int], gym.ve
     monkeypatch.setattr("hpcrl.envs.episodes.make_vector_env", lambda _id, num_envs, _vector: make(num_envs))
 
 
-def scripted_envs(
-    num_envs: int, mode: AutoresetMode, cls: type[SyncVectorEnv] = SyncVectorEnv
-) -> SyncVectorEnv:
+def scripted_envs(num_envs: int, mode: AutoresetMode, cls: type[SyncVectorEnv] = SyncVectorEnv) -> SyncVectorEnv:
     return cls([lambda i=i: Scripted(i) for i in range(num_envs)], autoreset_mode=mode)  # type: ignore[misc]
 
 
@@ -228,9 +224,7 @@ def test_streams_do_not_depend_on_how_environments_are_dealt(env_id: str, vector
     whole = record(EpisodeEnvs(env_id, vector, task, 16, 0, SEED), 70)
     assert (whole["terminated"] | whole["truncated"]).sum() > 10
     for size in (1, 4):
-        blocks = [
-            record(EpisodeEnvs(env_id, vector, task, size, first, SEED), 70) for first in range(0, 16, size)
-        ]
+        blocks = [record(EpisodeEnvs(env_id, vector, task, size, first, SEED), 70) for first in range(0, 16, size)]
         assert_same({name: np.concatenate([block[name] for block in blocks], 1) for name in whole}, whole)
 
 
@@ -249,9 +243,7 @@ class Walk(gym.Env[NDArray[np.float64], np.int64]):
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = gym.spaces.Discrete(2)
 
-    def reset(
-        self, *, seed: int | None = None, options: Any = None
-    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[np.float64], dict[str, Any]]:
         super().reset(seed=seed)
         self._place = self.np_random.normal(size=2)
         return self._place.copy(), {}
@@ -278,9 +270,7 @@ class Fickle(gym.Env[NDArray[np.float32], np.int64]):
         self._fickle = Fickle.made % 2 == 1
         Fickle.made += 1
 
-    def reset(
-        self, *, seed: int | None = None, options: Any = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
         super().reset(seed=seed)
         self._place = self.np_random.random(1).astype(np.float32)
         return self._place.copy(), {}
@@ -307,9 +297,7 @@ gym.register("hpcrl-tests/Fickle-v0", Fickle)  # type: ignore[arg-type]
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*Box.*precision", "ignore:.*obs")
-def test_episodes_go_on_from_a_state_bit_for_bit(
-    env_id: str, vector: str, means: str, num_steps: int
-) -> None:
+def test_episodes_go_on_from_a_state_bit_for_bit(env_id: str, vector: str, means: str, num_steps: int) -> None:
     task = describe_task(env_id, vector)
     envs = EpisodeEnvs(env_id, vector, task, 4, 8, SEED)
     if num_steps:

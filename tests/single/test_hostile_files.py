@@ -285,9 +285,7 @@ def test_hostile_file_is_refused(tmp_path: Path, make: Callable[[h5py.File, Path
     assert "GiB" not in message  # an allocation was not even tried
 
 
-@pytest.mark.parametrize(
-    "make", [external_link, external_storage, virtual_dataset, virtual_dataset_of_open_shape]
-)
+@pytest.mark.parametrize("make", [external_link, external_storage, virtual_dataset, virtual_dataset_of_open_shape])
 def test_no_other_file_is_opened(tmp_path: Path, make: Callable[[h5py.File, Path], None]) -> None:
     """A named pipe in the place of the other file would block whoever opens it."""
     path = hostile(tmp_path, make)

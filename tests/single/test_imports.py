@@ -77,13 +77,8 @@ def _modules(node: ast.Import | ast.ImportFrom, package: Path, parts: tuple[str,
     if inside[0] != package.name:
         return [base]
     folder = package.joinpath(*inside[1:])
-    is_module = [
-        (folder / alias.name).is_dir() or (folder / f"{alias.name}.py").exists() for alias in node.names
-    ]
-    return [
-        f"{base}.{alias.name}" if module else base
-        for alias, module in zip(node.names, is_module, strict=True)
-    ]
+    is_module = [(folder / alias.name).is_dir() or (folder / f"{alias.name}.py").exists() for alias in node.names]
+    return [f"{base}.{alias.name}" if module else base for alias, module in zip(node.names, is_module, strict=True)]
 
 
 def violations(package: Path) -> list[str]:
@@ -172,9 +167,7 @@ def test_the_checker_finds_a_planted_import(tmp_path: Path, file: str, line: str
 )
 def test_importing_starts_neither_mpi_nor_torch(module: str) -> None:
     script = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     loaded = set(json.loads(done.stdout))
     assert module in loaded
     assert not loaded & {"mpi4py", "mpi4py.MPI", "torch", "h5py"}

@@ -129,9 +129,7 @@ def test_auto_feeds_a_learner_of_the_own_node_where_there_is_one(nodes: str) -> 
     layout = split(nodes)
     at_home = {nodes[learner] for learner in layout.learners}
     moved = [
-        actor
-        for actor in layout.actors
-        if nodes[actor] in at_home and nodes[layout.learner_of[actor]] != nodes[actor]
+        actor for actor in layout.actors if nodes[actor] in at_home and nodes[layout.learner_of[actor]] != nodes[actor]
     ]
     # Rank 0 always learns: on a node of its own it takes one actor from elsewhere.
     assert len(moved) <= (nodes.count(nodes[0]) == 1)

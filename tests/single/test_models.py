@@ -89,9 +89,9 @@ def test_first_actions_are_nearly_uniform_and_hidden_layers_orthogonal() -> None
 def test_shared_encoder_is_one() -> None:
     apart, shared = (make_policy(Space("box", (4,), "float32"), shared=shared) for shared in (False, True))
     assert shared.value_encoder is None
-    assert sum(p.numel() for p in apart.encoder.parameters()) == sum(
-        p.numel() for p in apart.parameters()
-    ) - sum(p.numel() for p in shared.parameters())
+    assert sum(p.numel() for p in apart.encoder.parameters()) == sum(p.numel() for p in apart.parameters()) - sum(
+        p.numel() for p in shared.parameters()
+    )
 
 
 def test_an_encoder_without_hidden_layers_hands_the_observation_on() -> None:
@@ -107,8 +107,7 @@ def make_flat(num_extra: int = 3) -> tuple[Policy, FlatParameters]:
 
 def test_flattening_keeps_the_weights_and_their_names() -> None:
     expected = {
-        name: p.detach().clone()
-        for name, p in make_policy(Space("box", (4,), "float32"), BOX).named_parameters()
+        name: p.detach().clone() for name, p in make_policy(Space("box", (4,), "float32"), BOX).named_parameters()
     }
     policy, flat = make_flat()
     pieces = flat.split(flat.weights.detach())

@@ -109,9 +109,7 @@ def test_more_than_one_block_repeats_nothing() -> None:
 
 @pytest.mark.parametrize("filling", [0, 2**32 - 1])
 def test_the_interval_is_open(monkeypatch: pytest.MonkeyPatch, filling: int) -> None:
-    monkeypatch.setattr(
-        "hpcrl.noise.philox4x32", lambda counter, _: np.full(counter.shape, filling, np.uint32)
-    )
+    monkeypatch.setattr("hpcrl.noise.philox4x32", lambda counter, _: np.full(counter.shape, filling, np.uint32))
     number = float(uniforms(0, 0, 0, Purpose.ACTION, 1)[0])
     assert 0 < number < 1 and np.isfinite(np.log(np.float32(number)))
 

@@ -118,9 +118,7 @@ def test_a_step_leaves_the_gradient_and_its_memory_alone(name: str) -> None:
     assert weights.data_ptr() == address
 
 
-@pytest.mark.parametrize(
-    ("progress", "expected"), [(-1, 3.0), (0, 3.0), (0.25, 2.5), (0.5, 2.0), (1, 1.0), (1.5, 1.0)]
-)
+@pytest.mark.parametrize(("progress", "expected"), [(-1, 3.0), (0, 3.0), (0.25, 2.5), (0.5, 2.0), (1, 1.0), (1.5, 1.0)])
 def test_linear_schedule(progress: float, expected: float) -> None:
     assert linear(3.0, 1.0, progress) == pytest.approx(expected)
     assert linear(1.0, 3.0, progress) == pytest.approx(4 - expected)

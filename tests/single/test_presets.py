@@ -25,18 +25,14 @@ def test_presets_are_of_known_algorithms_and_environments(name: str) -> None:
 def test_presets_leave_the_run_and_its_layout_to_the_user(name: str) -> None:
     config, default = PRESETS[name](), A2CConfig()
     left = ("seed", "run_dir", "resume", "ranks", "learners", "placement", "learner_cores")
-    assert {field: getattr(config, field) for field in left} == {
-        field: getattr(default, field) for field in left
-    }
+    assert {field: getattr(config, field) for field in left} == {field: getattr(default, field) for field in left}
     assert PRESETS[name].__doc__
 
 
 def test_a_name_that_is_nearly_right_gets_a_hint() -> None:
     with pytest.raises(ConfigError, match=r"'first-ligth' \(did you mean first-light\?\).*grid-navigation"):
         preset("first-ligth", "a2c")
-    with pytest.raises(
-        ConfigError, match=r"^unknown preset 'zzz', expected one of: first-light, grid-navigation"
-    ):
+    with pytest.raises(ConfigError, match=r"^unknown preset 'zzz', expected one of: first-light, grid-navigation"):
         preset("zzz", "a2c")
 
 

@@ -32,9 +32,7 @@ def open_elsewhere(path: Path) -> str:
     """Opens the directory in another process; returns what it says."""
     root = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", SECOND, str(path)]
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
@@ -73,9 +71,7 @@ def test_second_writer_is_refused_until_close(run: RunDirectory, monkeypatch: py
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     run.open(resume=False)
     before = subprocess.check_output(["cat", run.path / "run.lock"])
-    refusal = (
-        f"Run directory {run.path} is in use by pid {os.getpid()} on host {socket.gethostname()} (job 4711)."
-    )
+    refusal = f"Run directory {run.path} is in use by pid {os.getpid()} on host {socket.gethostname()} (job 4711)."
     assert open_elsewhere(run.path) == refusal
     assert open_elsewhere(run.path) == refusal
     assert subprocess.check_output(["cat", run.path / "run.lock"]) == before

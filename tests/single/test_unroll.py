@@ -14,9 +14,7 @@ from hpcrl.spaces import Space, Task
 from hpcrl.unroll import Unroll, UnrollSpec, aligned_zeros, num_finals
 
 CARTPOLE = Task(Space("box", (4,), "float32"), Space("discrete", (), "int64", 2), 500, True)
-IMAGES = Task(
-    Space("box", (2, 3), "uint8"), Space("box", (2,), "float32", low=(-1, -1), high=(1, 1)), None, True
-)
+IMAGES = Task(Space("box", (2, 3), "uint8"), Space("box", (2,), "float32", low=(-1, -1), high=(1, 1)), None, True)
 NUMBERS = Task(Space("discrete", (), "int64", 9), Space("discrete", (), "int64", 2), None, True)
 
 #: Shape and dtype of every field for T = 5, B = 3, K = 2, observations O and actions A.

