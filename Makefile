@@ -25,7 +25,7 @@ train: $(INSTALLED)
 	$(BIN)/hpcrl train a2c --preset first-light --ranks 5
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ from types import FrameType
 
 
 class Requests:
-    """What was asked of this process by signal: to stop (SIGINT, SIGTERM, SIGUSR1) or to save (SIGUSR2)."""
+    """What was asked of this process by signal: to stop (SIGINT, SIGTERM, SIGHUP, SIGUSR1) or to save (SIGUSR2)."""
 
     def __init__(self) -> None:
         self.stop: str | None = None
@@ -17,6 +17,9 @@ class Requests:
         """Handle the signals from now on; a second SIGINT or SIGTERM kills as it would without us."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._ask_to_stop)
+        # A terminal that goes away; under nohup it stays ignored.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._ask_to_stop)
         signal.signal(signal.SIGUSR2, self._ask_to_save)
 
     def ignore(self) -> None:
@@ -31,7 +34,7 @@ class Requests:
 
     def _ask_to_stop(self, number: int, _frame: FrameType | None) -> None:
         self.stop = signal.Signals(number).name
-        if number != signal.SIGUSR1:
+        if number in (signal.SIGINT, signal.SIGTERM):
             for fatal in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(fatal, signal.SIG_DFL)
 

@@ -20,7 +20,7 @@ from hpcrl.activity import Activity, Phase
 from hpcrl.cluster.collectives import broadcast, gather, on_root
 from hpcrl.cluster.heartbeats import Heartbeats
 from hpcrl.cluster.layout import plan_layout
-from hpcrl.cluster.mpi import Comm, check_world, self_test, world
+from hpcrl.cluster.mpi import Comm, check_world, library, self_test, world
 from hpcrl.cluster.ranks import Ranks, split_nodes
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control
@@ -281,7 +281,7 @@ class Trainer:
     @property
     def notes(self) -> list[str]:
         """What a person should know before the first step, one line each. Local."""
-        notes = []
+        notes = [f"MPI: {library()}"]
         if not self._task.layout_invariant:
             notes.append("layout_invariant: false; another number of ranks gives another run (--vector sync does not)")
         if idle := sum(not block for block in self._ranks.layout.env_blocks.values()):

@@ -31,6 +31,7 @@ class Running:
             cwd=folder,
             env=dict(environment) if environment is not None else _environment(),
             start_new_session=True,
+            preexec_fn=_as_from_a_terminal,
         )
 
     def wait(self, timeout: float) -> subprocess.CompletedProcess[str]:
@@ -126,6 +127,11 @@ def untimed(metrics: Path) -> list[list[str]]:
     lines = [line.split(",") for line in metrics.read_text().splitlines()]
     kept = [place for place, name in enumerate(lines[0]) if not name.startswith(("time/", "comm/"))]
     return [[line[place] for place in kept] for line in lines]
+
+
+def _as_from_a_terminal() -> None:
+    """Whoever runs the tests may have been started to ignore the end of its terminal."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _environment() -> dict[str, str]:

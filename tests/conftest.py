@@ -38,7 +38,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:
 
 
 def _run_world(node: str, ranks: int, timeout: float, folder: object) -> None:
-    inner = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", node]
+    inner = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", node]
     environment = rank_environment({**os.environ, _INSIDE: str(folder)})
     done = run(launcher_command(ranks, inner), timeout=timeout, environment=environment)
     if done.returncode != 0:

@@ -30,6 +30,10 @@ FAULTS: dict[str, Callable[[], Any]] = {
 }
 
 
+def _rank() -> str:
+    return os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMI_RANK") or "0"
+
+
 def plant(cls: type, fault: Callable[[], Any], at_round: int, rank: str | None) -> None:
     """Make `cls.advance` commit the fault at a round, on one rank or on the lowest of its role."""
     original = cls.advance  # type: ignore[attr-defined]
@@ -38,7 +42,7 @@ def plant(cls: type, fault: Callable[[], Any], at_round: int, rank: str | None) 
     def advance(self: Any) -> Any:
         nonlocal rounds
         rounds += 1
-        if rounds == at_round and (rank is None or os.environ.get("OMPI_COMM_WORLD_RANK", "0") == rank):
+        if rounds == at_round and (rank is None or _rank() == rank):
             fault()
         return original(self)
 

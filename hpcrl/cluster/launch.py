@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from hpcrl.errors import ConfigError
 #: Variables by which a launcher tells a process how many ranks there are.
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _RESEND_S = 1.0
+_PR_SET_PDEATHSIG = 1
 _ONE_MACHINE = {"OMPI_MCA_btl": "^ofi"}
 
 
@@ -117,7 +119,9 @@ class _Ranks:
         self._stop_asked = False
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._handle)
-        self._process = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=_ignore_requests)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._handle)
+        self._process = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=_prepare_launcher)
 
     def wait(self) -> int:
         while True:
@@ -132,14 +136,18 @@ class _Ranks:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGUSR2:
             self._process.send_signal(signal.SIGUSR2)
-        elif self._stop_asked and number != signal.SIGUSR1:
+        elif self._stop_asked and number in (signal.SIGINT, signal.SIGTERM):
             os.killpg(self._process.pid, signal.SIGTERM)
         else:
             self._stop_asked = True
             self._process.send_signal(signal.SIGUSR1)
 
 
-def _ignore_requests() -> None:
-    """In the launcher's process before it starts: it, too, dies of these signals until its handlers stand."""
+def _prepare_launcher() -> None:
+    """In the launcher's process before it starts."""
+    # Like the ranks it dies of these until its handlers stand.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    # Where this process is killed, the ranks must not live on as orphans.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -32,7 +32,8 @@ def world() -> Comm:
 
 def library() -> str:
     """Name and version of the MPI library, one line."""
-    return MPI.Get_library_version().split("\n")[0].split(",")[0].strip()
+    first = MPI.Get_library_version().split("\n")[0].split(",")[0]
+    return " ".join(first.replace("Version:", "").split())
 
 
 def check_world(comm: Comm, ranks: int | None, environment: Mapping[str, str]) -> None:

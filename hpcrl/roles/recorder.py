@@ -84,7 +84,8 @@ class Recorder:
         """Complete a row with times and write it everywhere."""
         now, env_steps = time.monotonic(), int(row["env_steps"])
         row["time/elapsed_s"] = self.elapsed_s
-        row["time/env_steps_per_s"] = (env_steps - self._steps_reported) / max(now - self._reported, 1e-9)
+        made = env_steps - self._steps_reported
+        row["time/env_steps_per_s"] = made / max(now - self._reported, 1e-9) if made else math.nan
         self._reported, self._steps_reported = now, env_steps
         self._metrics.write([row])
         if self._tensorboard is not None:

@@ -49,10 +49,8 @@ def test_another_number_of_actors_is_the_same_run(tmp_path: Path, reference: Pat
 @pytest.mark.parametrize(
     "layout",
     [
-        ("--ranks", 4, "--learners", 2),
         ("--ranks", 5, "--learners", 2),
-        ("--ranks", 8, "--learners", 4),
-        ("--ranks", 2, "--placement", "colocated"),
+        ("--ranks", 4, "--placement", "colocated"),
         ("--ranks", 3, "--placement", "colocated"),
     ],
     ids=lambda layout: "-".join(map(str, layout)).replace("--", ""),

@@ -13,7 +13,7 @@ from hpcrl.cluster.launch import launcher_command, rank_environment
 from tests.commands import HPCRL, Running, hpcrl, weights
 
 _FOREVER = ("--total-env-steps", "100000000", "--num-iterations", "10000", "--no-tensorboard")
-_ASKING = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+_ASKING = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 
 
 def _start(run_dir: Path, *options: str) -> Running:
@@ -73,6 +73,19 @@ def test_a_second_signal_kills(tmp_path: Path, options: tuple[str, ...]) -> None
     assert not running.descendants()
 
 
+def test_killing_the_process_that_started_the_ranks_ends_them(tmp_path: Path) -> None:
+    running = _start(tmp_path / "run", "--ranks", "2")
+    running.until(lambda: _is_training(tmp_path / "run"))
+    ranks = running.ranks()
+    assert len(ranks) == 2
+    running.process.kill()
+    end = time.monotonic() + 15
+    while any(_is_alive(pid) for pid in ranks):
+        assert time.monotonic() < end, "the ranks live on"
+        time.sleep(0.1)
+    running.wait(timeout=10)
+
+
 def test_sigusr2_saves_and_goes_on(tmp_path: Path) -> None:
     running = _start(tmp_path / "run", "--checkpoint-every", "0", "--ranks", "2")
     running.until(lambda: _is_training(tmp_path / "run"))
@@ -98,6 +111,13 @@ def test_the_users_own_launcher_interrupted_leaves_a_good_checkpoint(tmp_path: P
     running.wait(timeout=30)
     assert weights(tmp_path / "run").size
     assert hpcrl("eval", tmp_path / "run", "--episodes", 2).returncode == 0
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _handles(pid: int, number: int) -> bool:
