@@ -14,13 +14,18 @@ class Requests:
         self.save = False
 
     def install(self) -> None:
-        """Handle the signals from now on; a second SIGINT or SIGTERM kills as it would without us."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._ask_to_stop)
-        # A terminal that goes away; under nohup it stays ignored.
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            signal.signal(signal.SIGHUP, self._ask_to_stop)
+        """Handle the signals from now on; a second SIGINT or SIGTERM kills as it would without us.
+
+        To be called again once MPI is initialised, which may put handlers of its own over ours.
+        """
+        if self.stop is None:
+            signal.signal(signal.SIGINT, self._ask_to_stop)
+            signal.signal(signal.SIGTERM, self._ask_to_stop)
+        signal.signal(signal.SIGUSR1, self._ask_to_stop)
         signal.signal(signal.SIGUSR2, self._ask_to_save)
+        # A terminal that goes away; under nohup it stays ignored.
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else self._ask_to_stop)
 
     def ignore(self) -> None:
         """The run is over and saved: requests that still come must not turn a good end into a death by signal."""

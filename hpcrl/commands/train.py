@@ -90,6 +90,7 @@ def _run(config: TrainConfig, comm: Comm, requests: Requests) -> int:
     """Train with a configuration that all ranks have."""
     from hpcrl.trainer import Trainer
 
+    requests.install()
     with Trainer(config, comm, requests) as trainer:
         display = Display(config.total_env_steps, config.num_iterations, os.environ) if comm.rank == 0 else None
         if display is not None:
