@@ -13,7 +13,11 @@ _RUN = ("--total-env-steps", "30000", "--num-iterations", "6", "--checkpoint-eve
 _TRAIN = [*HPCRL, "train", "a2c", "--no-tensorboard", *_RUN]
 
 #: Attributes of state that tell of time.
-_LAYOUTS = {"one-process": (), "three-ranks": ("--ranks", "3"), "two-learners": ("--ranks", "4", "--learners", "2")}
+_LAYOUTS = {
+    "one-process": (),
+    "three-ranks": ("--ranks", "3"),
+    "two-learners": ("--ranks", "2", "--placement", "colocated"),
+}
 
 
 def _kill_once_saved(run_dir: Path, layout: tuple[str, ...], num_checkpoints: int) -> None:
