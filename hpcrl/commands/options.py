@@ -15,15 +15,8 @@ from hpcrl.errors import ConfigError
 from hpcrl.presets import preset
 from hpcrl.storage.run_directory import RunDirectory
 
-_TITLES = {
-    "environment": "environment options",
-    "run": "run options",
-    "evaluation": "evaluation options",
-    "layout": "layout options",
-    "algorithm": "algorithm options",
-    "model": "model options",
-    "optimizer": "optimizer options",
-}
+#: The groups of options, in the order of the help.
+_GROUPS = ("environment", "run", "evaluation", "layout", "algorithm", "model", "optimizer")
 
 
 def parse(algorithm: str, arguments: Sequence[str]) -> TrainConfig:
@@ -49,7 +42,7 @@ def parse_onto(base: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
     groups = _group_classes(type(base))
     wrapper = dataclasses.make_dataclass(
         "Options",
-        [(name, Annotated[cls, tyro.conf.arg(name="", help="")], dataclasses.field()) for name, cls in groups.items()],
+        [(name, cls, dataclasses.field()) for name, cls in groups.items()],
     )
     defaults = wrapper(
         **{
@@ -75,7 +68,7 @@ def parse_onto(base: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
 def _group_classes(cls: type[TrainConfig]) -> dict[str, type]:
     """A dataclass for each group of fields, so that the help has a box for each."""
     kinds = typing.get_type_hints(cls)
-    grouped: dict[str, list[Any]] = {name: [] for name in _TITLES}
+    grouped: dict[str, list[Any]] = {name: [] for name in _GROUPS}
     for field in dataclasses.fields(cls):
         kind: Any = _annotate(kinds[field.name], help=field.metadata["help"])
         grouped[field.metadata["group"]].append((field.name, kind, dataclasses.field(default=field.default)))

@@ -113,8 +113,12 @@ class Learner:
     def advance(self) -> Control:
         """One round: unrolls in, one update, weights out. Collective over the learners."""
         unrolls = [receiver.receive(self._waiter) for receiver in self._receivers]
-        batch = self._take(unrolls)
-        agreed = self._agree(unrolls)
+        self._waiter.activity.enter(Phase.COMMUNICATING)
+        batch = self._batcher.stack(unrolls)
+        mine = self._note(unrolls)
+        for receiver in self._receivers:
+            receiver.release()
+        agreed = Agreement(*sum_over(self._comm, np.array(mine, np.int64), self._waiter).tolist())
         before = self.env_steps
         if agreed.steps:
             self._waiter.activity.enter(Phase.LEARNING)
@@ -126,26 +130,16 @@ class Learner:
         self.unrolls_cut += agreed.cut
         return self._publish(decide(self.config, before, self.env_steps, bool(agreed.stop), bool(agreed.save)))
 
-    def _take(self, unrolls: Sequence[Unroll]) -> Batch:
-        """Stack the unrolls, keep their episodes, and give the slots back. Local."""
-        self._waiter.activity.enter(Phase.COMMUNICATING)
-        batch = self._batcher.stack(unrolls)
+    def _note(self, unrolls: Sequence[Unroll]) -> Agreement:
+        """Keep the episodes that ended; what this learner brings to the agreement. Local."""
         self._episodes += [finished_episodes(unroll) for unroll in unrolls]
         self._unroll_bytes += sum(unroll.spec.nbytes for unroll in unrolls)
-        return batch
-
-    def _agree(self, unrolls: Sequence[Unroll]) -> Agreement:
-        """Sum requests and valid steps over the learners, and release the slots. Collective over the learners."""
-        mine = [
-            (self._requests.stop is not None) + sum(unroll.stop_requested for unroll in unrolls),
-            self._requests.take_save() + sum(unroll.save_requested for unroll in unrolls),
-            sum(int(unroll.valid.sum()) for unroll in unrolls),
-            sum(unroll.length < unroll.spec.unroll_length for unroll in unrolls),
-        ]
-        for receiver in self._receivers:
-            receiver.release()
-        total = sum_over(self._comm, np.array(mine, np.int64), self._waiter)
-        return Agreement(*total.tolist())
+        return Agreement(
+            stop=(self._requests.stop is not None) + sum(unroll.stop_requested for unroll in unrolls),
+            save=self._requests.take_save() + sum(unroll.save_requested for unroll in unrolls),
+            steps=sum(int(unroll.valid.sum()) for unroll in unrolls),
+            cut=sum(unroll.length < unroll.spec.unroll_length for unroll in unrolls),
+        )
 
     def _learn(self, batch: Batch) -> None:
         """Loss, backward, allreduce, clip, step. Collective over the learners."""
