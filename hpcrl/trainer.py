@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 
 from hpcrl.activity import Activity, Phase
 from hpcrl.cluster.collectives import broadcast, gather, on_root
+from hpcrl.cluster.failures import end_job, ending_the_job
 from hpcrl.cluster.heartbeats import Heartbeats
 from hpcrl.cluster.layout import plan_layout
 from hpcrl.cluster.mpi import Comm, check_world, library, self_test, world
@@ -68,7 +70,12 @@ class Trainer:
         requests: Requests | None = None,
         start_from: Checkpoint | None = None,
     ) -> None:
-        comm = world() if comm is None else comm
+        self._comm = world() if comm is None else comm
+        with ending_the_job(self._comm):
+            self._build(config, requests or Requests(), start_from)
+
+    def _build(self, config: TrainConfig, requests: Requests, start_from: Checkpoint | None) -> None:
+        comm = self._comm
         self._activity = Activity()
         self._waiter = Waiter(self._activity)
         check_world(comm, config.ranks, os.environ)
@@ -79,11 +86,11 @@ class Trainer:
 
         node, nodes = split_nodes(comm)
         settings = self.config
-        plan = lambda: plan_layout(nodes, settings.learners, settings.placement, settings.num_envs)  # noqa: E731
+        plan = partial(plan_layout, nodes, settings.learners, settings.placement, settings.num_envs)
         self._ranks = Ranks(comm, on_root(comm, plan, self._waiter), node)
         self._heartbeats = Heartbeats(self._ranks, self._activity, settings.hang_timeout)
         self._waiter.watch = self._heartbeats.watch
-        self._station = Station(settings, self._task, self._ranks, requests or Requests(), self._waiter)
+        self._station = Station(settings, self._task, self._ranks, requests, self._waiter)
         self._begin(checkpoint)
 
         self.stopped: str | None = None
@@ -150,9 +157,10 @@ class Trainer:
     def train(self) -> Row | None:
         """One iteration; its row of metrics on every rank, None once the run is over (or was asked to stop)."""
         row, self._row_at_start = self._row_at_start, None
-        while row is None and self.stopped is None:
-            self._control = self._station.role.advance()
-            row = self._act_on(self._control)
+        with ending_the_job(self._comm):
+            while row is None and self.stopped is None:
+                self._control = self._station.role.advance()
+                row = self._act_on(self._control)
         return row
 
     def _act_on(self, control: Control) -> Row | None:
@@ -310,9 +318,11 @@ class Trainer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # After an error the others may be anywhere: closing is collective and would wait for them.
-        if kind is None:
+        if error is None:
             self.close()
+        # The others may be anywhere: closing is collective, and they would wait for this rank.
+        elif self._comm.size > 1 and isinstance(error, Exception) and not getattr(error, "on_all_ranks", False):
+            end_job(self._comm, error)
 
 
 def _default_run_dir(config: TrainConfig) -> Path:

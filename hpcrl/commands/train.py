@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -52,27 +50,18 @@ def _run_alone(config: TrainConfig, requests: Requests) -> int:
 
 def _run_as_rank(algorithm: str, options: Sequence[str], requests: Requests) -> int:
     """One rank of several. An error that all ranks share lets them leave in order; any other one ends the job."""
-    from hpcrl.cluster.mpi import abort, world
+    from hpcrl.cluster.failures import ending_the_job
+    from hpcrl.cluster.mpi import world
 
     comm = world()
-    try:
+    with ending_the_job(comm):
         outcome = comm.bcast(_parse_or_error(algorithm, options) if comm.rank == 0 else None)
         if isinstance(outcome, HpcrlError):
             raise outcome
         if isinstance(outcome, int):
             return outcome
         return _run(outcome, comm, requests)
-    except HpcrlError as error:
-        if error.on_all_ranks or comm.size == 1:
-            raise
-        print(f"hpcrl: [rank {comm.rank}] {error}", file=sys.stderr, flush=True)
-        abort(error.exit_status)
-    except Exception:
-        if comm.size == 1:
-            raise
-        _print_traceback(comm.rank)
-        abort(1)
-    return 1
+    raise AssertionError("unreachable")
 
 
 def _parse_or_error(algorithm: str, options: Sequence[str]) -> TrainConfig | HpcrlError | int:
@@ -117,10 +106,3 @@ def _say_goodbye(trainer: Trainer, display: Display, requests: Requests) -> None
         )
     else:
         display.say(f"{trainer.stopped} at env step {trainer.env_steps:,}; run directory: {trainer.run_dir}")
-
-
-def _print_traceback(rank: int) -> None:
-    """The exception that is being handled, every line with the rank in front."""
-    for line in traceback.format_exc().splitlines():
-        print(f"[rank {rank}] {line}", file=sys.stderr)
-    sys.stderr.flush()

@@ -80,6 +80,26 @@ def test_an_environment_that_sleeps_for_ever_is_named(tmp_path: Path) -> None:
     assert "rank 1 gave no sign of life" in done.stderr
 
 
+_SCRIPT = """
+import hpcrl
+from hpcrl.cluster.mpi import world
+
+config = hpcrl.A2CConfig(total_env_steps=10**9, num_iterations=10**5, tensorboard=False, run_dir="run")
+with hpcrl.Trainer(config) as trainer:
+    for row in trainer:
+        if row["iteration"] == 2 and world().rank == 1:
+            raise ValueError("a fault in the script around the trainer")
+"""
+
+
+def test_a_script_that_fails_on_one_rank_ends_the_job(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(_SCRIPT)
+    command = launcher_command(2, [sys.executable, "script.py"])
+    done = run(command, timeout=40, folder=tmp_path, environment=rank_environment(os.environ))
+    assert done.returncode == 1
+    assert "[rank 1] ValueError: a fault in the script around the trainer" in done.stderr
+
+
 def test_a_single_process_that_hangs_ends_itself(tmp_path: Path) -> None:
     command = [
         sys.executable,
