@@ -10,7 +10,7 @@ from hpcrl.cluster.mpi import Request
 
 _POLLS = 20
 _FIRST_SLEEP_S = 20e-6
-_LONGEST_SLEEP_S = 1e-3
+_LONGEST_SLEEP_S = 5e-4
 
 
 class Waiter:

@@ -81,7 +81,7 @@ def test_first_actions_are_nearly_uniform_and_hidden_layers_orthogonal() -> None
     policy = make_policy(Space("box", (4,), "float32"))
     parameters, _ = policy(torch.randn(50, 4))
     torch.testing.assert_close(torch.softmax(parameters, -1), torch.full((50, 3), 1 / 3), rtol=0.05, atol=0)
-    for module, gain in ((policy.encoder.layers[2], math.sqrt(2)), (policy.value_head, 1.0)):
+    for module, gain in ((policy.encoder.layers[1], math.sqrt(2)), (policy.value_head, 1.0)):
         weight = torch.as_tensor(module.weight).detach()
         torch.testing.assert_close(weight @ weight.T, gain**2 * torch.eye(len(weight)), rtol=0, atol=1e-5)
 
