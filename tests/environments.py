@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv, CartPoleVectorEnv
 
 
 class Restless(gym.Env[np.ndarray, int]):
@@ -42,6 +43,7 @@ class Sleeping(Restless):
         raise AssertionError("unreachable")
 
 
+gym.register("NextStep-v0", entry_point=CartPoleEnv, vector_entry_point=CartPoleVectorEnv)
 gym.register("Sleeping-v0", entry_point=Sleeping)
 gym.register("Restless-v0", entry_point=Restless, max_episode_steps=50)
 gym.register("Exploding-v0", entry_point=Exploding, max_episode_steps=50)

@@ -48,10 +48,12 @@ class Recorder:
         self.best_score = -math.inf
         self.failures = 0
         self._elapsed_before_s = 0.0
-        self._steps_reported = 0
+        self._steps_reported = self._rows_before = 0
         if checkpoint is not None:
             self._go_on_from(checkpoint)
-        self._cut_files(self._steps_reported)
+        # Rows past the checkpoint are of a future that did not happen.
+        cut_csv(directory.metrics_file, "env_steps", self._steps_reported)
+        cut_csv(directory.episodes_file, "env_step", self._rows_before)
         self._metrics = CsvFile(directory.metrics_file, COLUMNS)
         self._episode_log = CsvFile(directory.episodes_file, _EPISODE_COLUMNS) if config.episode_log else None
         self._tensorboard = TensorBoardFile(directory.path, self._steps_reported) if config.tensorboard else None
@@ -61,12 +63,9 @@ class Recorder:
         self._elapsed_before_s = float(checkpoint.attributes["elapsed_s"])
         self.best_score = float(checkpoint.attributes["best_score"])
         self._steps_reported = int(checkpoint.attributes["env_steps"])
+        # Not env_steps / num_envs: an environment also counts the rows in which it only reset itself.
+        self._rows_before = int(checkpoint.arrays["rng/action_counter"].max())
         self.episodes.restore(checkpoint.group("progress/episodes"))
-
-    def _cut_files(self, env_steps: int) -> None:
-        """Rows past `env_steps` are of a future that did not happen."""
-        cut_csv(self.directory.metrics_file, "env_steps", env_steps)
-        cut_csv(self.directory.episodes_file, "env_step", env_steps // self._config.num_envs)
 
     def add_episodes(self, episodes: np.ndarray) -> None:
         """Episodes of all actors since the last call, dtype `hpcrl.metrics.EPISODE`."""

@@ -66,6 +66,24 @@ def test_an_environment_that_cannot_be_restored_begins_anew_and_says_so(tmp_path
     assert '"begun_anew": 4' in (tmp_path / "run/config.json").read_text()
 
 
+def test_ignored_rows_of_a_native_environment_cost_no_episode_of_the_log(tmp_path: Path) -> None:
+    options = ("--env", "tests.environments:NextStep-v0", "--vector", "native", "--num-envs", "8")
+    _kill_once_saved(tmp_path / "run", options, 4)
+    done = train(tmp_path / "run", "--resume")
+    assert "layout_invariant: false" in done.stdout
+    assert '"layout_invariant": false' in (tmp_path / "run/config.json").read_text()
+    lines = [line.split(",") for line in (tmp_path / "run/episodes.csv").read_text().splitlines()[1:]]
+    for env in range(8):
+        numbers = [int(number) for _, index, number, *_ in lines if int(index) == env]
+        assert len(set(numbers)) == len(numbers)
+        # Each environment gave up one running episode, and no more.
+        assert set(range(max(numbers))) - set(numbers) <= {_first_gap(numbers)}
+
+
+def _first_gap(numbers: list[int]) -> int:
+    return next(number for number in range(len(numbers) + 1) if number not in numbers)
+
+
 def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
     train(tmp_path / "whole", "--total-env-steps", 2048, "--num-iterations", 1)
     train(tmp_path / "fresh", "--total-env-steps", 2048, "--num-iterations", 1, "--resume")
