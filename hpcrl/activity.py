@@ -15,14 +15,17 @@ class Phase(IntEnum):
     """What the main thread of a rank is busy with."""
 
     STARTING = 0
-    ACTING = 1
-    WAITING = 2
-    COMMUNICATING = 3
-    LEARNING = 4
-    EVALUATING = 5
-    SAVING = 6
-    REPORTING = 7
-    LEAVING = 8
+    ACTING = 1  # environments and what is written of them
+    INFERENCE = 2  # the network of an actor, or a learner's answers to its actors
+    WAITING = 3
+    TRANSPORT = 4  # unrolls and weights, in and out
+    LEARNING = 5  # loss, gradient, step
+    REDUCING = 6  # sums over the learners
+    PUBLISHING = 7
+    EVALUATING = 8
+    SAVING = 9
+    REPORTING = 10
+    LEAVING = 11
 
 
 class Activity:

@@ -109,12 +109,10 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class A2CConfig(TrainConfig):
-    """Synchronous advantage actor-critic."""
+class ActorCriticConfig(TrainConfig):
+    """What all actor-critics share: unrolls, returns and the parts of the loss."""
 
-    algorithm: ClassVar[str] = "a2c"
-
-    unroll_length: int = option(32, "Steps T of an unroll; an update learns from T x num_envs steps.", "algorithm")
+    unroll_length: int = option(32, "Steps T of an unroll.", "algorithm")
     gamma: float = option(0.98, "Discount.", "algorithm")
     gae_lambda: float = option(1.0, "Lambda of generalised advantages (1: n-step returns).", "algorithm")
     entropy_coef: float = option(0.0, "Weight of the entropy bonus at the start.", "algorithm")
@@ -141,7 +139,111 @@ class A2CConfig(TrainConfig):
             self._require(name, value is None or 0 <= value < math.inf, "a finite number of 0 or more")
 
 
-CONFIGS: dict[str, type[TrainConfig]] = {"a2c": A2CConfig}
+    @property
+    def update_envs(self) -> int:
+        """Columns [T, .] of one update, over all learners."""
+        return self.num_envs
+
+
+@dataclass(frozen=True)
+class A2CConfig(ActorCriticConfig):
+    """Synchronous advantage actor-critic; an update learns from T x num_envs steps."""
+
+    algorithm: ClassVar[str] = "a2c"
+
+
+@dataclass(frozen=True)
+class ImpalaConfig(ActorCriticConfig):
+    """Importance-weighted actor-learner: actors run ahead of the learners, V-trace corrects for it."""
+
+    algorithm: ClassVar[str] = "impala"
+
+    num_envs: int = option(32, "Environments in total, dealt out over all actors.", "environment")
+    total_env_steps: int = option(1_000_000, "Environment steps to train for, over all actors.", "run")
+
+    schedule: Literal["run-ahead", "lockstep"] = option(
+        "run-ahead", "run-ahead: actors do not wait for the learner; lockstep: they take turns.", "run_ahead"
+    )
+    batch_envs: int = option(32, "Columns [T, .] of one update, over all learners.", "run_ahead")
+    replay_epochs: int = option(1, "Updates from every batch.", "run_ahead")
+    max_lag: int | None = option(
+        None,
+        "Most updates between the weights that acted and those that learn (default: what num_envs, batch_envs and "
+        "replay_epochs need, and 8).",
+        "run_ahead",
+    )
+    on_stale: Literal["drop", "wait"] = option(
+        "drop",
+        "Unrolls older than max_lag are dropped; or actors and learners wait for each other, so that none is.",
+        "run_ahead",
+    )
+    deterministic: bool = option(
+        False, "Unroll k of every actor is acted with the weights of exactly max_lag updates before.", "run_ahead"
+    )
+    inference: Literal["actor", "learner"] = option(
+        "actor", "actor: every actor has the network; learner: it answers for all its actors at once.", "run_ahead"
+    )
+    behaviour_epsilon: float = option(
+        0.0, "Share of uniformly random actions; V-trace corrects for it (discrete actions).", "run_ahead"
+    )
+    rho_bar: float = option(1.0, "V-trace: clip of the ratios in the value targets.", "algorithm")
+    c_bar: float = option(1.0, "V-trace: clip of the ratios in the trace.", "algorithm")
+    pg_rho_bar: float = option(1.0, "V-trace: clip of the ratios in the policy gradient.", "algorithm")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("batch_envs", "replay_epochs"):
+            self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
+        self._require("behaviour_epsilon", 0 <= self.behaviour_epsilon <= 1, "between 0 and 1")
+        for name in ("rho_bar", "c_bar", "pg_rho_bar"):
+            self._require(name, getattr(self, name) > 0, "above 0")
+        self._require(
+            "max_lag",
+            self.max_lag is None or self.max_lag >= self.least_lag,
+            f"at least {self.least_lag}, since unrolls of {self.num_envs} environments in batches of {self.batch_envs} "
+            f"with {self.replay_epochs} updates each are learned from over so many updates",
+        )
+        self._require(
+            "deterministic", not (self.deterministic and self.inference == "learner"), "false with --inference learner"
+        )
+
+    @property
+    def update_envs(self) -> int:
+        """Columns [T, .] of one update, over all learners."""
+        return self.batch_envs
+
+    @property
+    def least_lag(self) -> int:
+        """Updates between the first and the last that learn from one unroll: the lag without any run-ahead."""
+        divisor = math.gcd(self.num_envs, self.batch_envs)
+        envs, batch = self.num_envs // divisor, self.batch_envs // divisor
+        return self.replay_epochs * ((envs + batch - 2) // batch) + self.replay_epochs - 1
+
+    @property
+    def lag_bound(self) -> int:
+        """The most updates that an unroll may be behind: `max_lag`, or its default."""
+        return self.least_lag + 8 if self.max_lag is None else self.max_lag
+
+    @property
+    def in_lockstep(self) -> bool:
+        """Actors and learners take turns."""
+        return self.schedule == "lockstep" or self.max_lag == 0
+
+
+@dataclass(frozen=True)
+class AppoConfig(ImpalaConfig):
+    """As impala, with the clipped surrogate of PPO in place of the weighted policy gradient."""
+
+    algorithm: ClassVar[str] = "appo"
+
+    clip_range: float = option(0.2, "Clip of the ratio of new to behaviour probabilities.", "algorithm")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("clip_range", 0 < self.clip_range < math.inf, "a finite number above 0")
+
+
+CONFIGS: dict[str, type[TrainConfig]] = {"a2c": A2CConfig, "impala": ImpalaConfig, "appo": AppoConfig}
 
 
 def config_class(algorithm: str) -> type[TrainConfig]:

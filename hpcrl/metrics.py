@@ -24,11 +24,15 @@ COLUMNS = (
     "time/elapsed_s",
     "time/env_steps_per_s",
     "time/actor_acting_s",
+    "time/actor_inference_s",
+    "time/actor_transport_s",
     "time/actor_waiting_s",
-    "time/actor_communicating_s",
     "time/learner_learning_s",
+    "time/learner_reducing_s",
+    "time/learner_publishing_s",
+    "time/learner_inference_s",
+    "time/learner_transport_s",
     "time/learner_waiting_s",
-    "time/learner_communicating_s",
     "rollout/episodes",
     "rollout/episode_return_mean",
     "rollout/return_last_100",
@@ -43,12 +47,20 @@ COLUMNS = (
     "train/grad_norm",
     "train/clipped_grad_fraction",
     "train/approx_kl",
+    "train/rho_mean",
+    "train/rho_clipped_fraction",
     "train/learning_rate",
     "comm/gradient_bytes",
     "comm/unroll_bytes",
     "comm/weights_bytes",
+    "lag/min",
     "lag/mean",
     "lag/max",
+    "lag/dropped_unrolls",
+    "lag/dropped_steps",
+    "wait/actor_for_slot",
+    "wait/actor_for_weights",
+    "wait/learner_for_unrolls",
 )
 
 
@@ -126,6 +138,33 @@ class MeanReducer:
     def restore(self, state: Mapping[str, NDArray]) -> None:
         """Go back to what `state` returned."""
         self._sums, self._count = np.array(state["sums"], np.float64), int(state["count"][0])
+
+
+class LagReducer:
+    """Lags of columns since the last report."""
+
+    def __init__(self) -> None:
+        self._count, self._sum, self._least, self._most = 0, 0, math.inf, -math.inf
+
+    def add(self, lag: int, count: int) -> None:
+        """The lag of `count` columns, in learner updates."""
+        self._count += count
+        self._sum += lag * count
+        self._least, self._most = min(self._least, lag), max(self._most, lag)
+
+    def take(self) -> tuple[float, float, float, float]:
+        """Count, sum, least and most since the last call."""
+        taken = (self._count, self._sum, self._least, self._most)
+        self.__init__()  # type: ignore[misc]
+        return taken
+
+
+def lag_columns(parts: Sequence[tuple[float, float, float, float]]) -> Row:
+    """The columns that the reducers of all learners make; NaN where nothing was learned from."""
+    counts, sums, least, most = (list(values) for values in zip(*parts, strict=True))
+    if not sum(counts):
+        return dict.fromkeys(("lag/min", "lag/mean", "lag/max"), math.nan)
+    return {"lag/min": min(least), "lag/mean": sum(sums) / sum(counts), "lag/max": max(most)}
 
 
 def _mean(values: NDArray) -> float:

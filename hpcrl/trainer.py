@@ -26,10 +26,10 @@ from hpcrl.cluster.mpi import Comm, check_world, library, self_test, world
 from hpcrl.cluster.ranks import Ranks, split_nodes
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control
-from hpcrl.config import A2CConfig, TrainConfig, from_facts, to_json
+from hpcrl.config import ActorCriticConfig, ImpalaConfig, TrainConfig, from_facts, to_json
 from hpcrl.envs.factory import describe_task
 from hpcrl.envs.restore import Restored
-from hpcrl.errors import HpcrlError
+from hpcrl.errors import ConfigError, HpcrlError
 from hpcrl.metrics import Row
 from hpcrl.roles.boundary import Boundary, iteration_of
 from hpcrl.roles.evaluation import play_episodes
@@ -100,10 +100,11 @@ class Trainer:
 
     def _open(
         self, config: TrainConfig, start_from: Checkpoint | None
-    ) -> tuple[A2CConfig, Path, Task, Checkpoint | None]:
+    ) -> tuple[ActorCriticConfig, Path, Task, Checkpoint | None]:
         """Look at the environment, claim the run directory, read the checkpoint. Local, on rank 0."""
-        assert isinstance(config, A2CConfig), "a2c is the only algorithm so far"
+        assert isinstance(config, ActorCriticConfig), "every algorithm so far is an actor-critic"
         task = describe_task(config.env, config.vector)
+        require_playable(config, task, self._comm.size)
         directory = RunDirectory(config.run_dir or _default_run_dir(config))
         directory.open(config.resume)
         checkpoint = start_from
@@ -128,7 +129,7 @@ class Trainer:
             load_into(station, checkpoint)
             if station.actor is not None:
                 block = ranks.layout.env_blocks[ranks.rank]
-                restored = station.actor.envs.restore(environments_of(checkpoint.arrays, block, self.config.num_envs))
+                restored = station.actor.restore(environments_of(checkpoint.arrays, block, self.config.num_envs))
         parts = gather(ranks.world, restored, self._waiter)
         hosts = gather(ranks.world, os.uname().nodename, self._waiter)
         self._recorder: Recorder | None = None
@@ -216,8 +217,6 @@ class Trainer:
             "learner_updates": self.learner_updates,
             "eval/episode_return_mean": self._evaluation[0],
             "eval/episode_return_std": self._evaluation[1],
-            "lag/mean": 0.0,
-            "lag/max": 0.0,
         }
         self._evaluation = _NO_EVALUATION
         return self._reporter.report(progress, self.config.stop_return)
@@ -261,7 +260,7 @@ class Trainer:
         """The state of the run on rank 0, arrays by name and attributes; empty elsewhere."""
         self._reporter.collect_episodes()
         actor, learner = self._station.actor, self._station.learner
-        states = gather(self._ranks.world, None if actor is None else actor.envs.state(), self._waiter)
+        states = gather(self._ranks.world, None if actor is None else actor.state(), self._waiter)
         if self._recorder is None or learner is None:
             return {}, {}
         arrays = weight_arrays(self._station.flat) | optimizer_arrays(self._station.flat, learner.optimizer)
@@ -323,6 +322,18 @@ class Trainer:
         # The others may be anywhere: closing is collective, and they would wait for this rank.
         elif self._comm.size > 1 and isinstance(error, Exception) and not getattr(error, "on_all_ranks", False):
             end_job(self._comm, error)
+
+
+def require_playable(config: ActorCriticConfig, task: Task, num_ranks: int) -> None:
+    """ConfigError where the options of run-ahead algorithms don't fit the task or the world."""
+    if not isinstance(config, ImpalaConfig):
+        return
+    if config.behaviour_epsilon and task.action.kind != "discrete":
+        raise ConfigError(f"--behaviour-epsilon needs discrete actions, {config.env} has a {task.action.kind} space")
+    if config.inference == "learner" and (num_ranks == 1 or config.placement == "colocated"):
+        raise ConfigError(
+            "--inference learner needs actors on ranks of their own: --ranks of at least 2 and --placement split"
+        )
 
 
 def _default_run_dir(config: TrainConfig) -> Path:

@@ -35,6 +35,7 @@ class UnrollSpec:
         num_envs: B, environments side by side (0 for an actor without any).
         first_env: global index of the first environment.
         num_finals: K, rows for the last observations of truncated episodes.
+        versioned: whether the weights may change between two rows (central inference), so that each has its version.
     """
 
     task: Task
@@ -42,6 +43,7 @@ class UnrollSpec:
     num_envs: int
     first_env: int
     num_finals: int
+    versioned: bool = False
 
     @cached_property
     def fields(self) -> tuple[Field, ...]:
@@ -62,6 +64,7 @@ class UnrollSpec:
             ("episode_number", (time, envs), "int64"),
             ("episode_return", (time, envs), "float64"),
             ("episode_length", (time, envs), "int64"),
+            ("row_version", (time if self.versioned else 0, envs), "int64"),
         )
         return tuple(Field(name, shape, np.dtype(dtype)) for name, shape, dtype in rows)
 
@@ -108,6 +111,7 @@ class Unroll:
         episode_number: int64 [T, B], episodes that the environment had finished before.
         episode_return: float64 [T, B], sum of raw rewards of the episode up to and with row t.
         episode_length: int64 [T, B], its steps.
+        row_version: int64 [T, B] of a versioned unroll, else [0, B]: learner updates in the weights of each row.
     """
 
     header: NDArray[np.int64]
@@ -123,6 +127,7 @@ class Unroll:
     episode_number: NDArray[np.int64]
     episode_return: NDArray[np.float64]
     episode_length: NDArray[np.int64]
+    row_version: NDArray[np.int64]
 
     def __init__(self, spec: UnrollSpec, buffer: NDArray[np.uint8] | None = None) -> None:
         if buffer is None:

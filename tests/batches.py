@@ -119,3 +119,17 @@ def columns(batch: Batch, first: int, end: int) -> Batch:
     }
     index = batch.final_index[inside] - torch.tensor([0, first])
     return Batch(**pieces, final_observation=batch.final_observation[inside], final_index=index)
+
+
+def join(first: Batch, second: Batch) -> Batch:
+    """One unroll after the other; the first has ended in its last row."""
+    time = first.reward.shape[0]
+    pieces = {
+        name: torch.cat([getattr(first, name), getattr(second, name)])
+        for name in ("action", "reward", "behaviour_log_prob", "terminated", "truncated", "valid", "final_observation")
+    }
+    return Batch(
+        **pieces,
+        observation=torch.cat([first.observation[:-1], second.observation]),
+        final_index=torch.cat([first.final_index, second.final_index + torch.tensor([time, 0])]),
+    )

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from hpcrl.algorithms.batch import Batch
 
 Value = Callable[[Sequence[float]], float]
+
+
+class Correction(NamedTuple):
+    """How V-trace corrects.
+
+    Attributes:
+        rhos: pi/mu of a column's rows.
+        rho_bar, c_bar: clips in the temporal differences and in the trace.
+    """
+
+    rhos: Sequence[float]
+    rho_bar: float
+    c_bar: float
 
 
 class Column:
@@ -41,9 +55,13 @@ class Column:
             end += 1
         return range(t, end)
 
+    def delta(self, t: int, gamma: float) -> float:
+        """Temporal difference of row t."""
+        return self.reward[t] + gamma * self.next_value(t) - self.values[t]
+
     def advantage(self, t: int, gamma: float, lambda_: float) -> float:
         """Sum over l of (gamma lambda)^l delta_{t+l} (arXiv:1506.02438, eq. 16)."""
-        deltas = [self.reward[k] + gamma * self.next_value(k) - self.values[k] for k in self.rest_of_episode(t)]
+        deltas = [self.delta(k, gamma) for k in self.rest_of_episode(t)]
         return math.fsum((gamma * lambda_) ** power * delta for power, delta in enumerate(deltas))
 
     def n_step_return(self, t: int, gamma: float) -> float:
@@ -51,3 +69,20 @@ class Column:
         rows = self.rest_of_episode(t)
         rewards = math.fsum(gamma**power * self.reward[k] for power, k in enumerate(rows))
         return rewards + gamma ** len(rows) * self.next_value(rows[-1])
+
+    def vtrace_target(self, t: int, gamma: float, lambda_: float, correction: Correction) -> float:
+        """V_t + sum over k of gamma^(k-t) (product of c_i, t <= i < k) rho_k delta_k (arXiv:1802.01561, eq. 1)."""
+        rhos, rho_bar, c_bar = correction
+        terms = [self.values[t]]
+        for k in self.rest_of_episode(t):
+            trace = math.prod(lambda_ * min(c_bar, rhos[i]) for i in range(t, k))
+            terms.append(gamma ** (k - t) * trace * min(rho_bar, rhos[k]) * self.delta(k, gamma))
+        return math.fsum(terms)
+
+    def vtrace_advantage(self, t: int, gamma: float, lambda_: float, correction: Correction) -> float:
+        """r_t + gamma * q_{t+1} - V_t, not weighed; q mixes vs and V by lambda within the episode."""
+        following = self.next_value(t)
+        if t + 1 in self.rest_of_episode(t):
+            target = self.vtrace_target(t + 1, gamma, lambda_, correction)
+            following = lambda_ * target + (1 - lambda_) * self.values[t + 1]
+        return self.reward[t] + gamma * following - self.values[t]

@@ -5,76 +5,33 @@ Mnih et al. 2016, arXiv:1602.01783, with the gradients of all learners summed be
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
-
 from hpcrl.algorithms.batch import Batch, evaluate
+from hpcrl.algorithms.loss import Loss, Normaliser, Targets, dot, make_targets, predict, total_loss
 from hpcrl.algorithms.returns import generalised_advantages
-from hpcrl.config import A2CConfig
+from hpcrl.config import ActorCriticConfig
 from hpcrl.models.policy import Policy
-
-#: Sums over valid steps that every learner adds to the allreduce, in this order.
-STATISTICS = (
-    "steps",
-    "policy_loss",
-    "value_loss",
-    "entropy",
-    "approx_kl",
-    "target",
-    "target_squared",
-    "error",
-    "error_squared",
-)
-
-#: Standardises advantages [T, B] over the valid steps of all learners.
-Normaliser = Callable[[Tensor, Tensor], Tensor]
-
-
-class Loss(NamedTuple):
-    """A loss and what is reported of it.
-
-    Attributes:
-        total: scalar, summed over this learner's valid steps.
-        statistics: float32 [len(STATISTICS)], detached sums over the same steps.
-    """
-
-    total: Tensor
-    statistics: Tensor
 
 
 def a2c_loss(
-    policy: Policy, batch: Batch, config: A2CConfig, entropy_coef: float, normalise: Normaliser | None
+    policy: Policy,
+    batch: Batch,
+    config: ActorCriticConfig,
+    entropy_coef: float,
+    normalise: Normaliser | None,
+    targets: Targets | None = None,
 ) -> Loss:
     """L = sum over valid steps of -log pi(a|s) * A + value_coef * 1/2 (target - V)^2 - entropy_coef * H.
 
-    The 1/2 of the value loss belongs to it. Advantages and targets are constants. A learner without steps gives 0.
+    Advantages and targets are constants, made anew for every update: those handed in are not used. A learner without
+    steps gives 0.
     """
-    parameters, values, next_values, continues = evaluate(policy, batch)
+    outputs = evaluate(policy, batch)
+    values = outputs.values.detach()
     advantages = generalised_advantages(
-        batch.reward, values.detach(), next_values, continues, config.gamma, config.gae_lambda
+        batch.reward, values, outputs.next_values, outputs.continues, config.gamma, config.gae_lambda
     )
-    advantages.masked_fill_(~batch.valid, 0.0)
-    targets = advantages + values.detach()
-    if normalise is not None:
-        advantages = normalise(advantages, batch.valid)
+    targets = make_targets(advantages, advantages + values, batch.valid, normalise)
 
-    log_prob = policy.head.log_prob(parameters, batch.action)
-    error = targets - values
-    policy_loss = -log_prob * advantages
-    value_loss = 0.5 * error.square()
-    entropy = policy.head.entropy(parameters)
-    loss = policy_loss + config.value_coef * value_loss - entropy_coef * entropy
-
-    with torch.no_grad():
-        log_ratio = log_prob - batch.behaviour_log_prob
-        approx_kl = log_ratio.exp() - 1 - log_ratio  # Schulman 2020, "Approximating KL divergence", k3
-        terms = (policy_loss, value_loss, entropy, approx_kl, targets, targets.square(), error, error.square())
-        statistics = torch.stack([batch.valid.sum().float(), *(_masked_sum(term, batch.valid) for term in terms)])
-    return Loss(_masked_sum(loss, batch.valid), statistics)
-
-
-def _masked_sum(term: Tensor, valid: Tensor) -> Tensor:
-    return torch.where(valid, term, 0.0).sum()
+    prediction = predict(policy, batch, outputs.parameters, outputs.values)
+    policy_loss = -dot(prediction.log_prob, targets.advantages)
+    return total_loss(policy_loss, prediction, targets, batch.valid, config, entropy_coef)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcrl.activity import Phase
 from hpcrl.cluster.mpi import MPI, Comm
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.errors import HpcrlError
@@ -46,8 +47,18 @@ def sum_over(comm: Comm, numbers: NDArray, waiter: Waiter) -> NDArray:
     if comm.size == 1:
         return numbers
     total = np.empty_like(numbers)
-    waiter.request(comm.Iallreduce(np.ascontiguousarray(numbers), total))
+    waiter.request(comm.Iallreduce(np.ascontiguousarray(numbers), total), Phase.REDUCING)
     return total
+
+
+def gather_numbers(comm: Comm, numbers: NDArray[np.int64], waiter: Waiter) -> NDArray[np.int64]:
+    """Every rank's int64 [n] as rows, in rank order, on every rank: int64 [size, n]. Collective over `comm`."""
+    table = np.empty((comm.size, numbers.size), np.int64)
+    if comm.size == 1:
+        table[0] = numbers
+        return table
+    waiter.request(comm.Iallgather(np.ascontiguousarray(numbers, np.int64), table), Phase.REDUCING)
+    return table
 
 
 def on_root(comm: Comm, function: Callable[[], T], waiter: Waiter) -> T:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcrl.activity import Phase
 from hpcrl.cluster.mpi import MPI, Comm
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.errors import RankError, ShapeError
@@ -31,7 +32,7 @@ def sum_gradients(comm: Comm, buffer: Tensor, waiter: Waiter) -> None:
     step = _BUCKET_BYTES // array.itemsize
     requests = [comm.Iallreduce(MPI.IN_PLACE, array[start : start + step]) for start in range(0, array.size, step)]
     for request in requests:
-        waiter.request(request)
+        waiter.request(request, Phase.REDUCING)
 
 
 def check_in_sync(comm: Comm, weights: Tensor, update: int, waiter: Waiter) -> None:
@@ -48,7 +49,7 @@ def check_in_sync(comm: Comm, weights: Tensor, update: int, waiter: Waiter) -> N
     """
     mine = np.array([zlib.crc32(_plain_memory(weights).tobytes())], np.int64)
     checksums = np.empty(comm.size, np.int64)
-    waiter.request(comm.Iallgather(mine, checksums))
+    waiter.request(comm.Iallgather(mine, checksums), Phase.REDUCING)
     if (differing := np.flatnonzero(checksums != checksums[0])).size:
         names = ", ".join(str(learner) for learner in differing)
         raise RankError(f"after update {update} the weights of learner {names} differ from those of learner 0")

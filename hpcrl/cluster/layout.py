@@ -27,6 +27,11 @@ class Layout:
     learner_of: dict[int, int]
     env_blocks: dict[int, range]
 
+    @property
+    def is_colocated(self) -> bool:
+        """Every rank acts and learns."""
+        return self.learners == self.actors
+
     def actors_of(self, learner: int) -> tuple[int, ...]:
         """The actors that feed `learner`, in rank order."""
         return tuple(actor for actor in self.actors if self.learner_of[actor] == learner)
@@ -40,7 +45,7 @@ class Layout:
         nodes = len(set(self.node_of))
         where = f"on {nodes} nodes" if nodes > 1 else "on one node"
         roles = f"{_count(len(self.learners), 'learner')} and {_count(len(self.actors), 'actor')}"
-        if set(self.learners) & set(self.actors):
+        if self.is_colocated:
             roles = f"{_count(len(self.actors), 'rank')}, acting and learning,"
         sizes = sorted({len(block) for block in self.env_blocks.values()})
         return f"{roles} {where}, {' or '.join(map(str, sizes))} environments an actor"

@@ -19,21 +19,22 @@ class Waiter:
     Args:
         activity: gets the time as WAITING and the signs of life.
         watch: called now and then while waiting; raises where the wait is in vain (a stuck rank).
+
+    Attributes:
+        chores: what must go on whatever this rank waits for or works at: each is called often, and says whether it
+            found something to do.
     """
 
     def __init__(self, activity: Activity, watch: Callable[[], None] = lambda: None) -> None:
         self.activity = activity
         self.watch = watch
-        self._background: list[Request] = []
-
-    def in_background(self, request: Request) -> None:
-        """A request whose progress must not stop while this rank waits for something else."""
-        self._background = [pending for pending in self._background if not pending.Test()]
-        self._background.append(request)
+        self.chores: list[Callable[[], bool]] = []
 
     def tick(self) -> None:
         """For the loops of a rank at work: show that it lives, and look after the others. Local."""
         self.activity.beat()
+        for chore in self.chores:
+            chore()
         self.watch()
 
     def until(self, ready: Callable[[], bool], phase: Phase = Phase.WAITING) -> None:
@@ -44,12 +45,15 @@ class Waiter:
         with self.activity.during(phase):
             delay = _FIRST_SLEEP_S
             while not ready():
-                for pending in self._background:
-                    pending.Test()
+                # No chore is left out because another had something to do.
+                if any([chore() for chore in self.chores]):
+                    delay = _FIRST_SLEEP_S
+                    continue
                 time.sleep(delay)
                 delay = min(delay * 1.5, _LONGEST_SLEEP_S)
-                self.tick()
+                self.activity.beat()
+                self.watch()
 
-    def request(self, request: Request, phase: Phase = Phase.COMMUNICATING) -> None:
+    def request(self, request: Request, phase: Phase = Phase.TRANSPORT) -> None:
         """Return once a non-blocking operation is complete."""
         self.until(request.Test, phase)

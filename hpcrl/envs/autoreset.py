@@ -17,19 +17,21 @@ class Transition(NamedTuple):
 
     Attributes:
         observation: [B, ...], what the next action answers to; already of the next episode where one ended and
-            the mode resets at once.
+            the mode resets at once. Valid until the next step.
         reward: [B].
         terminated, truncated: bool [B].
-        valid: bool [B], false where the environment ignored the action to reset itself.
-        final_observations: [n, ...], last observations of the episodes of `final_rows`.
-        final_rows: int [n], environments whose episode was truncated in this step, ascending.
+        valid: bool [B], false where the environment ignored the action to reset itself; None where it ignored none.
+        ended_rows: int [n], environments whose episode ended in this step, ascending.
+        final_observations: [m, ...], last observations of the episodes of `final_rows`.
+        final_rows: int [m], environments whose episode was truncated and not terminated, ascending.
     """
 
     observation: NDArray
     reward: NDArray
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
-    valid: NDArray[np.bool_]
+    valid: NDArray[np.bool_] | None
+    ended_rows: NDArray[np.intp]
     final_observations: NDArray
     final_rows: NDArray[np.intp]
 
@@ -49,23 +51,31 @@ class _DisabledStepper:
 
     def __init__(self, envs: VectorEnv, next_seeds: NextSeeds) -> None:
         self._envs, self._next_seeds = envs, next_seeds
-        self._all_valid = np.ones(envs.num_envs, np.bool_)
+        self._begin = self._begin_rows if hasattr(envs, "reset_rows") else self._begin_by_mask
 
     def step(self, actions: NDArray) -> Transition:
         observation, reward, terminated, truncated, _ = self._envs.step(actions)
-        ended = terminated | truncated
-        rows = np.flatnonzero(ended)
-        if not rows.size:
-            return Transition(observation, reward, terminated, truncated, self._all_valid, observation[rows], rows)
-        final_rows = np.flatnonzero(truncated & ~terminated)
+        rows = (terminated | truncated).nonzero()[0]
+        if not len(rows):
+            return Transition(observation, reward, terminated, truncated, None, rows, observation[:0], rows)
+        final_rows = _only_truncated(terminated, truncated)
         finals = observation[final_rows]
-        # The reset clears the environment's own arrays, which these may be.
+        # A reset by mask clears the environment's own arrays, which these may be.
         terminated, truncated = terminated.copy(), truncated.copy()
-        seeds = np.zeros(self._envs.num_envs, np.int64)
-        seeds[rows] = self._next_seeds(rows)
-        per_env: Any = seeds.tolist()  # a list where the base class promises an int only
-        observation, _ = self._envs.reset(seed=per_env, options={"reset_mask": ended})
-        return Transition(observation, reward, terminated, truncated, self._all_valid, finals, final_rows)
+        observation = self._begin(observation, rows, self._next_seeds(rows))
+        return Transition(observation, reward, terminated, truncated, None, rows, finals, final_rows)
+
+    def _begin_rows(self, observation: NDArray, rows: NDArray[np.intp], seeds: NDArray[np.int64]) -> NDArray:
+        """Only the environments that begin an episode are touched; only our own offer it."""
+        envs: Any = self._envs
+        observation[rows] = envs.reset_rows(rows, seeds)
+        return observation
+
+    def _begin_by_mask(self, _: NDArray, rows: NDArray[np.intp], seeds: NDArray[np.int64]) -> NDArray:
+        mask, all_seeds = np.zeros(self._envs.num_envs, np.bool_), np.zeros(self._envs.num_envs, np.int64)
+        mask[rows], all_seeds[rows] = True, seeds
+        per_env: Any = all_seeds.tolist()  # a list where the base class promises an int only
+        return self._envs.reset(seed=per_env, options={"reset_mask": mask})[0]
 
 
 class _NextStepStepper:
@@ -81,10 +91,12 @@ class _NextStepStepper:
         # What an environment reports for the row that it ignored is no end of an episode.
         terminated, truncated = terminated & valid, truncated & valid
         self._ended = terminated | truncated
-        if self._ended.any():
-            self._next_seeds(np.flatnonzero(self._ended))
-        final_rows = np.flatnonzero(truncated & ~terminated)
-        return Transition(observation, reward, terminated, truncated, valid, observation[final_rows], final_rows)
+        rows = self._ended.nonzero()[0]
+        if len(rows):
+            self._next_seeds(rows)
+        final_rows = _only_truncated(terminated, truncated)
+        finals = observation[final_rows]
+        return Transition(observation, reward, terminated, truncated, valid, rows, finals, final_rows)
 
 
 class _SameStepStepper:
@@ -92,19 +104,21 @@ class _SameStepStepper:
 
     def __init__(self, envs: VectorEnv, next_seeds: NextSeeds) -> None:
         self._envs, self._next_seeds = envs, next_seeds
-        self._all_valid = np.ones(envs.num_envs, np.bool_)
 
     def step(self, actions: NDArray) -> Transition:
         observation, reward, terminated, truncated, info = self._envs.step(actions)
-        ended = terminated | truncated
-        final_rows = np.flatnonzero(truncated & ~terminated)
-        if ended.any():
-            self._next_seeds(np.flatnonzero(ended))
+        rows = (terminated | truncated).nonzero()[0]
+        final_rows = _only_truncated(terminated, truncated)
+        if len(rows):
+            self._next_seeds(rows)
         if final_rows.size and "final_obs" not in info:
             raise EnvironmentFailure("an environment in SAME_STEP mode must give info['final_obs'] at a truncation")
-        finals = [info["final_obs"][row] for row in final_rows]
-        final_observations = np.stack(finals) if finals else observation[final_rows]
-        return Transition(observation, reward, terminated, truncated, self._all_valid, final_observations, final_rows)
+        finals = np.stack([info["final_obs"][row] for row in final_rows]) if len(final_rows) else observation[:0]
+        return Transition(observation, reward, terminated, truncated, None, rows, finals, final_rows)
+
+
+def _only_truncated(terminated: NDArray[np.bool_], truncated: NDArray[np.bool_]) -> NDArray[np.intp]:
+    return (truncated > terminated).nonzero()[0]
 
 
 _STEPPERS: dict[AutoresetMode, Callable[[VectorEnv, NextSeeds], Stepper]] = {

@@ -8,25 +8,57 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from hpcrl.envs.autoreset import make_stepper
+from hpcrl.envs.autoreset import Transition, make_stepper
 from hpcrl.envs.factory import make_vector_env
 from hpcrl.envs.restore import Restored, Snapshots, make_snapshots
 from hpcrl.noise import Purpose, seeds
 from hpcrl.spaces import Task
+from hpcrl.unroll import Unroll
 
 
-class Step(NamedTuple):
-    """One step of B environments, as an unroll stores it (fields as there)."""
+class Rows(NamedTuple):
+    """Where a step of B environments is written: one row of an unroll (fields as there), or of a part of its columns.
 
+    Attributes:
+        observation: [B, ...], what the next action answers to: an unroll's row t + 1, the others being row t.
+    """
+
+    observation: NDArray
     reward: NDArray
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     valid: NDArray[np.bool_]
-    final_observations: NDArray
-    final_rows: NDArray[np.intp]
     episode_number: NDArray[np.int64]
     episode_return: NDArray[np.float64]
     episode_length: NDArray[np.int64]
+
+
+def unroll_rows(unroll: Unroll, columns: slice) -> list[Rows]:
+    """Views [T] of an unroll's rows, of some of its columns; making them costs as much as a step, so keep them."""
+    fields = (unroll.observation[1:], *(getattr(unroll, name) for name in Rows._fields[1:]))
+    return [Rows(*row) for row in zip(*(field[:, columns] for field in fields), strict=True)]
+
+
+class Finals(NamedTuple):
+    """Last observations [n, ...] of the episodes that a step truncated, and their environments, int [n] ascending."""
+
+    observations: NDArray
+    rows: NDArray[np.intp]
+
+
+class Step(NamedTuple):
+    """One step of B environments: `Rows` and `Finals` together."""
+
+    observation: NDArray
+    reward: NDArray
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
+    episode_number: NDArray[np.int64]
+    episode_return: NDArray[np.float64]
+    episode_length: NDArray[np.int64]
+    final_observations: NDArray
+    final_rows: NDArray[np.intp]
 
 
 class EpisodeSeeds:
@@ -35,24 +67,29 @@ class EpisodeSeeds:
     One draw costs as much as a hundred, and short episodes end at nearly every step.
     """
 
-    _AHEAD = 64
+    _AHEAD = 32
 
     def __init__(self, seed: int, env_index: NDArray[np.int64], purpose: Purpose) -> None:
         self._seed, self._env_index, self._purpose = seed, env_index, purpose
-        self._first = np.full(len(env_index), -self._AHEAD, np.int64)
-        self._table = np.zeros((len(env_index), self._AHEAD), np.int64)
+        self._first = np.zeros(len(env_index), np.int64)  # number of each environment's first episode in the table
+        self._latest = np.zeros(len(env_index), np.int64)
+        self._table = np.zeros((len(env_index), 0), np.int64)
 
     def of(self, rows: NDArray[np.intp], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Seeds int64 [n] of the episodes `numbers` [n] of the environments in `rows` [n]."""
+        self._latest[rows] = numbers
         offset = numbers - self._first[rows]
-        missing = (offset < 0) | (offset >= self._AHEAD)
-        if missing.any():
-            stale = rows[missing]
-            self._first[stale] = numbers[missing]
-            ahead = self._first[stale][:, None] + np.arange(self._AHEAD)
-            self._table[stale] = seeds(self._seed, self._env_index[stale][:, None], ahead, self._purpose)
-            offset = numbers - self._first[rows]
+        # A negative offset is a huge one without its sign.
+        if offset.view(np.uint64).max() >= self._table.shape[1]:
+            self._draw()
+            offset = np.zeros_like(rows)
         return self._table[rows, offset]
+
+    def _draw(self) -> None:
+        """Begin the table anew at the latest episodes, in all rows: the others will soon need it too."""
+        self._first = self._latest.copy()
+        ahead = self._first[:, None] + np.arange(self._AHEAD)
+        self._table = seeds(self._seed, self._env_index[:, None], ahead, self._purpose)
 
 
 class EpisodeEnvs:
@@ -103,34 +140,58 @@ class EpisodeEnvs:
         return self._seeds.of(rows, self._episode_number[rows] + 1)
 
     def step(self, actions: NDArray) -> Step:
-        """Act in every environment; box actions outside their bounds are clipped, the environment's copy only."""
+        """`step_into` memory of its own."""
+        size, observation = self.num_envs, self.task.observation
+        into = Rows(
+            np.empty((size, *observation.shape), observation.dtype),
+            np.empty(size, np.float32),
+            *(np.empty(size, np.bool_) for _ in range(3)),
+            np.empty(size, np.int64),
+            np.empty(size, np.float64),
+            np.empty(size, np.int64),
+        )
+        finals = self.step_into(actions, into)
+        return Step(*into, *finals)
+
+    def step_into(self, actions: NDArray, into: Rows) -> Finals:
+        """Act in every environment and write down what came of it.
+
+        Args:
+            actions: [B, ...]; box actions outside their bounds are clipped, the environment's copy only.
+            into: overwritten.
+        """
         assert self._envs is not None, "an actor without environments has nothing to step"
         if self._low is not None:
-            actions = np.clip(actions, self._low, self._high)
+            actions = actions.clip(self._low, self._high)
         self._snapshots.record(actions)
         transition = self._stepper.step(actions)
         self.rows += 1
         self.observation = transition.observation
-        valid, reward = transition.valid, transition.reward
-        self._episode_return += np.where(valid, reward, 0.0)
-        self._episode_length += valid
-        step = Step(
-            reward,
-            transition.terminated,
-            transition.truncated,
-            valid,
-            transition.final_observations,
-            transition.final_rows,
-            self._episode_number.copy(),
-            self._episode_return.copy(),
-            self._episode_length.copy(),
-        )
-        ended = transition.terminated | transition.truncated
-        if ended.any():
-            self._episode_number += ended
-            self._episode_return[ended] = 0.0
-            self._episode_length[ended] = 0
-        return step
+        into.observation[...] = transition.observation
+        into.reward[...] = transition.reward
+        into.terminated[...] = transition.terminated
+        into.truncated[...] = transition.truncated
+        self._count(transition, into)
+        return Finals(transition.final_observations, transition.final_rows)
+
+    def _count(self, transition: Transition, into: Rows) -> None:
+        """Add a step to the running episodes, write down where they stand, and begin those after an end."""
+        number, return_, length = self._episode_number, self._episode_return, self._episode_length
+        if transition.valid is None:
+            return_ += transition.reward
+            length += 1
+            into.valid[...] = True
+        else:
+            return_ += np.where(transition.valid, transition.reward, 0.0)
+            length += transition.valid
+            into.valid[...] = transition.valid
+        into.episode_number[...] = number
+        into.episode_return[...] = return_
+        into.episode_length[...] = length
+        if len(ended := transition.ended_rows):
+            number[ended] += 1
+            return_[ended] = 0.0
+            length[ended] = 0
 
     def state(self) -> dict[str, NDArray]:
         """Where every environment stands; each array's first axis is the environment, but for ragged ones.

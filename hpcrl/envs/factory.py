@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 
 from hpcrl.envs.native_cartpole import SeededCartPole
 from hpcrl.envs.registration import register_environments
+from hpcrl.envs.sequential import SequentialEnvs
 from hpcrl.errors import ConfigError
 from hpcrl.spaces import Space, Task
 
@@ -47,9 +49,12 @@ def make_vector_env(env_id: str, num_envs: int, vector: str) -> VectorEnv:
     try:
         if vector == "native":
             return _make_native(spec, num_envs)
-        # The checker costs more than many an environment; `describe_task` makes its checks once.
+        # Wrappers that check cost as much as a small environment: `describe_task` looks at the spaces once, and nothing
+        # here steps an environment before it is reset.
+        spec = copy.copy(spec)
+        spec.order_enforce = False
         maker = lambda: gym.make(spec, disable_env_checker=True)  # noqa: E731
-        return SyncVectorEnv([maker] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+        return SequentialEnvs([maker] * num_envs)
     except (gym.error.Error, ImportError, TypeError) as error:
         raise ConfigError(f"--env {env_id!r} can't be made: {' '.join(str(error).split())}") from error
 

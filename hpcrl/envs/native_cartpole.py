@@ -11,12 +11,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from hpcrl.errors import ConfigError, EnvironmentFailure, ShapeError
-from hpcrl.noise import philox4x32
 
 _SEED_LIMIT = 2**63
 _START_WIDTH = 0.1
-# The last word is of no hpcrl.noise purpose, so a run and an episode that share a seed share no numbers.
-_START_COUNTER = np.array([0, 0, 0, 0xFFFF0000], np.uint32)
+# splitmix64 (Steele, Lea, Flood 2014), keyed by the seed: a tenth of Philox for the few rows of a reset. Its steps,
+# uint64 [4, 1], and the finaliser's shifts and factors.
+_WEYL = np.array([[0x9E3779B97F4A7C15 * number % 2**64] for number in range(1, 5)], np.uint64)
+_MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
 
 
 class SeededCartPole(CartPoleVectorEnv):
@@ -54,6 +55,10 @@ class SeededCartPole(CartPoleVectorEnv):
         self.state = np.zeros((4, num_envs))
         self.steps = np.full(num_envs, -1, np.int64)
         self.prev_done = np.ones(num_envs, np.bool_)
+        self._limits = np.array([[self.x_threshold], [self.theta_threshold_radians]])
+        self._forces = np.array([-self.force_mag, self.force_mag])
+        # Memory of one step's terms; new arrays would cost as much as the sums in them.
+        self._terms, self._change = np.empty((4, num_envs)), np.empty((4, num_envs))
 
     def reset(
         self,
@@ -77,15 +82,21 @@ class SeededCartPole(CartPoleVectorEnv):
         """
         mask = self._checked_mask(options)
         seeds = self._checked_seeds(seed)
-        if mask is None:
-            self.state = _start_states(seeds)
-            self.steps = np.zeros(self.num_envs, np.int64)
-            self.prev_done = np.zeros(self.num_envs, np.bool_)
-        elif mask.any():
-            self.state[:, mask] = _start_states(seeds[mask])
-            self.steps[mask] = 0
-            self.prev_done[mask] = False
-        return self.state.T.astype(np.float32), {}
+        rows = np.arange(self.num_envs) if mask is None else mask.nonzero()[0]
+        self.reset_rows(rows, seeds[rows])
+        return self._observation(), {}
+
+    def reset_rows(self, rows: NDArray[np.intp], seeds: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Starts an episode in each of `rows`, int [n], from `seeds`, int64 or uint64 [n] in [0, 2**63), unchecked.
+
+        Returns:
+            Their first observations, float32 [n, 4].
+        """
+        starts = _start_states(seeds)
+        self.state[:, rows] = starts
+        self.steps[rows] = 0
+        self.prev_done[rows] = False
+        return starts.T.astype(np.float32)
 
     def step(
         self, action: NDArray[np.integer[Any]]
@@ -104,7 +115,7 @@ class SeededCartPole(CartPoleVectorEnv):
             ShapeError: the actions have another shape or dtype.
             ConfigError: an action is neither 0 nor 1.
         """
-        if self.prev_done.any():
+        if np.count_nonzero(self.prev_done):
             raise EnvironmentFailure(
                 "SeededCartPole.step expected every sub-environment to have an episode under way, got finished or "
                 f"never reset ones at {np.flatnonzero(self.prev_done)[:8].tolist()}."
@@ -114,7 +125,7 @@ class SeededCartPole(CartPoleVectorEnv):
         self.steps += 1
         terminated, truncated = self._terminated(), self.steps >= self.max_episode_steps
         self.prev_done = terminated | truncated
-        return self.state.T.astype(np.float32), self._rewards(terminated), terminated, truncated, {}
+        return self._observation(), self._rewards(terminated), terminated, truncated, {}
 
     def get_state(self) -> dict[str, NDArray[Any]]:
         """Returns copies of `state`, float64 [num_envs, 4], and `steps`, int64 [num_envs] (-1: never reset)."""
@@ -145,22 +156,46 @@ class SeededCartPole(CartPoleVectorEnv):
 
     def _integrate(self, action: NDArray[np.integer[Any]]) -> None:
         """One Euler step, with the terms of CartPoleEnv.step in its order, so that every bit is the same."""
-        position, velocity = self.state[0::2], self.state[1::2]
         theta, theta_dot = self.state[2], self.state[3]
-        force = action * (2.0 * self.force_mag) - self.force_mag
-        costheta, sintheta = np.cos(theta), np.sin(theta)
-        temp = (force + self.polemass_length * np.square(theta_dot) * sintheta) / self.total_mass
-        denominator = 4.0 / 3.0 - self.masspole * np.square(costheta) / self.total_mass
-        accelerations = np.empty((2, self.num_envs))
-        accelerations[1] = (self.gravity * sintheta - costheta * temp) / (self.length * denominator)
-        accelerations[0] = temp - self.polemass_length * accelerations[1] * costheta / self.total_mass
-        position += self.tau * velocity
-        velocity += self.tau * accelerations
+        costheta, sintheta, temp, other = self._terms
+        x_acceleration, theta_acceleration = self._change[1], self._change[3]
+        np.cos(theta, out=costheta)
+        np.sin(theta, out=sintheta)
+        # temp = (force + polemass_length * theta_dot**2 * sintheta) / total_mass
+        np.square(theta_dot, out=temp)
+        temp *= self.polemass_length
+        temp *= sintheta
+        temp += self._forces[action]
+        temp /= self.total_mass
+        # thetaacc = (gravity * sintheta - costheta * temp) / (length * (4 / 3 - masspole * costheta**2 / total_mass))
+        np.square(costheta, out=other)
+        other *= self.masspole
+        other /= self.total_mass
+        np.subtract(4.0 / 3.0, other, out=other)
+        other *= self.length
+        sintheta *= self.gravity
+        np.multiply(costheta, temp, out=theta_acceleration)
+        np.subtract(sintheta, theta_acceleration, out=theta_acceleration)
+        theta_acceleration /= other
+        # xacc = temp - polemass_length * thetaacc * costheta / total_mass
+        np.multiply(theta_acceleration, self.polemass_length, out=other)
+        other *= costheta
+        other /= self.total_mass
+        np.subtract(temp, other, out=x_acceleration)
+        self._change[0::2] = self.state[1::2]
+        self._change *= self.tau
+        self.state += self._change
+
+    def _observation(self) -> NDArray[np.float32]:
+        """float32 [num_envs, 4]."""
+        observation = np.empty((self.num_envs, 4), np.float32)
+        observation[...] = self.state.T
+        return observation
 
     def _terminated(self) -> NDArray[np.bool_]:
         """bool [num_envs]: the cart or the pole is out of bounds."""
-        outside = (np.abs(self.state[0]) > self.x_threshold) | (np.abs(self.state[2]) > self.theta_threshold_radians)
-        return np.asarray(outside, np.bool_)
+        outside = np.abs(self.state[0::2], out=self._terms[:2]) > self._limits
+        return np.asarray(outside[0] | outside[1], np.bool_)
 
     def _rewards(self, terminated: NDArray[np.bool_]) -> NDArray[np.float32]:
         if self._sutton_barto_reward:
@@ -173,7 +208,7 @@ class SeededCartPole(CartPoleVectorEnv):
             raise ShapeError(
                 f"SeededCartPole.step expected actions as an integer array [{self.num_envs}], got {_kind(action)}."
             )
-        if (action >> 1).any():
+        if int(np.bitwise_or.reduce(action)) >> 1:
             raise ConfigError(f"SeededCartPole.step expected actions of 0 or 1, got {action.min()} to {action.max()}.")
 
     def _checked_mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_] | None:
@@ -207,11 +242,17 @@ class SeededCartPole(CartPoleVectorEnv):
         return seeds.astype(np.uint64)
 
 
-def _start_states(seeds: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """float64 [4, n] in [-0.05, 0.05), column i from seed i alone."""
-    key = np.stack((seeds & np.uint64(0xFFFFFFFF), seeds >> np.uint64(32)), axis=-1).astype(np.uint32)
-    words = philox4x32(_START_COUNTER, key)
-    return np.array(words.T * (_START_WIDTH * 2.0**-32) - _START_WIDTH / 2, np.float64, order="C")
+def _start_states(seeds: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """float64 [4, n] in [-0.05, 0.05), column i from seed i alone, int64 or uint64 [n]."""
+    words = seeds.view(np.uint64) + _WEYL
+    for shift, factor in _MIX:
+        words ^= words >> shift
+        words *= factor
+    words ^= words >> np.uint64(31)
+    words >>= np.uint64(32)
+    states = words * (_START_WIDTH * 2.0**-32)
+    states -= _START_WIDTH / 2
+    return states
 
 
 def _checked_array(array: Any, name: str, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:

@@ -157,17 +157,22 @@ class _ReplaySnapshots(_SeededSnapshots):
         self._envs = envs
         self._log: list[NDArray] = []  # actions [B, ...] of each step since the oldest running episode began
         self._start = np.zeros(envs.num_envs, np.int64)  # where in the log each running episode begins
+        self._trim_at = 0
 
     def record(self, actions: NDArray) -> None:
         self._log.append(np.array(actions))
 
     def forget(self, rows: NDArray[np.intp]) -> None:
         self._start[rows] = len(self._log)
+        if len(self._log) >= self._trim_at:
+            self._trim()
+
+    def _trim(self) -> None:
         oldest = int(self._start.min())
-        # Trimming moves the whole list, so it waits until half of it is waste.
-        if oldest > len(self._log) // 2 and oldest > 256:
-            del self._log[:oldest]
-            self._start -= oldest
+        del self._log[:oldest]
+        self._start -= oldest
+        # Trimming moves the whole list, so it waits until about half of it may be waste.
+        self._trim_at = 2 * len(self._log) + 512
 
     def state(self) -> dict[str, NDArray]:
         counts = len(self._log) - self._start

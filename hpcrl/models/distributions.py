@@ -6,7 +6,7 @@ No distribution objects on the hot path: a head is a layer, and its methods are 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from hpcrl.spaces import Space
 _LOG_2PI = math.log(2 * math.pi)
 
 
-class ActionHead(Protocol):
+class ActionHead(nn.Linear, ABC):
     """Maps features to the parameters of a distribution over actions.
 
     Attributes:
@@ -25,48 +25,77 @@ class ActionHead(Protocol):
 
     noise_size: int
 
-    def __call__(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """Features [..., F] -> parameters float32 [..., P]."""
+        return self.parameters_of(super().forward(features))
 
+    def parameters_of(self, output: Tensor) -> Tensor:
+        """Output of the layer alone [..., out_features] -> parameters [..., P]."""
+        return output
+
+    @abstractmethod
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
         """Parameters [..., P] and uniform noise float32 [..., noise_size] in (0, 1) -> actions [...]."""
 
+    @abstractmethod
     def mode(self, parameters: Tensor) -> Tensor:
         """The most likely actions."""
 
+    @abstractmethod
     def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
         """Log-probability or log-density of actions, float32 [...]: one number an action."""
 
+    @abstractmethod
     def entropy(self, parameters: Tensor) -> Tensor:
         """Entropy in nats, float32 [...]."""
 
+    def log_prob_and_entropy(self, parameters: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, with what they have in common computed once."""
+        return self.log_prob(parameters, action), self.entropy(parameters)
 
-class Categorical(nn.Linear):
-    """One of n choices; parameters are logits [..., n], actions int64 [...]."""
+
+class Categorical(ActionHead):
+    """One of n choices; parameters are logits [..., n], actions int64 [...].
+
+    The choices are put first: sums over few of them are vectorised over all the rest.
+    """
 
     noise_size = 1
-
-    def __init__(self, num_features: int, num_choices: int) -> None:
-        super().__init__(num_features, num_choices)
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
         # Inverse of the cumulative distribution: one uniform number an action. Its last value may round to a little
         # less than 1, so the noise is scaled by it: a choice of probability 0 is never drawn.
-        cumulative = torch.softmax(parameters, -1).cumsum(-1)
-        return (noise * cumulative[..., -1:] >= cumulative).sum(-1).clamp_(max=self.out_features - 1)
+        cumulative = torch.softmax(parameters.movedim(-1, 0), 0).cumsum(0)
+        return (noise.squeeze(-1) * cumulative[-1] >= cumulative[:-1]).sum(0)
 
     def mode(self, parameters: Tensor) -> Tensor:
         return parameters.argmax(-1)
 
     def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
-        return torch.log_softmax(parameters, -1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        return _chosen(_log_probs(parameters), action)
 
     def entropy(self, parameters: Tensor) -> Tensor:
-        log_probs = torch.log_softmax(parameters, -1)
-        return -(log_probs.exp() * log_probs).sum(-1)
+        return _entropy(_log_probs(parameters))
+
+    def log_prob_and_entropy(self, parameters: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs = _log_probs(parameters)
+        return _chosen(log_probs, action), _entropy(log_probs)
 
 
-class DiagonalGaussian(nn.Linear):
+def _log_probs(logits: Tensor) -> Tensor:
+    """[..., n] -> [n, ...]."""
+    return torch.log_softmax(logits.movedim(-1, 0), 0)
+
+
+def _chosen(log_probs: Tensor, action: Tensor) -> Tensor:
+    return log_probs.gather(0, action.unsqueeze(0)).squeeze(0)
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    return -(log_probs.exp() * log_probs).sum(0)
+
+
+class DiagonalGaussian(ActionHead):
     """Independent normals; parameters are (mean, log standard deviation) [..., 2n], actions float32 [..., n].
 
     The standard deviation is a free parameter, the same in every state.
@@ -77,9 +106,8 @@ class DiagonalGaussian(nn.Linear):
         self.noise_size = 2 * size
         self.log_std = nn.Parameter(torch.zeros(size))
 
-    def forward(self, features: Tensor) -> Tensor:
-        mean = super().forward(features)
-        return torch.cat([mean, self.log_std.expand_as(mean)], -1)
+    def parameters_of(self, output: Tensor) -> Tensor:
+        return torch.cat([output, self.log_std.expand_as(output)], -1)
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
         mean, log_std = parameters.chunk(2, -1)
@@ -101,7 +129,7 @@ class DiagonalGaussian(nn.Linear):
         return (0.5 * (1 + _LOG_2PI) + log_std).sum(-1)
 
 
-def make_head(space: Space, num_features: int) -> Categorical | DiagonalGaussian:
+def make_head(space: Space, num_features: int) -> ActionHead:
     """The head for an action space."""
     if space.kind == "discrete":
         return Categorical(num_features, space.num_choices)

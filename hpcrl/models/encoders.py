@@ -1,24 +1,23 @@
-"""Encoders: observations [..., *shape] of any number of leading axes to features float32 [..., F]."""
+"""Encoders: observations [..., *shape] of any number of leading axes, through hidden layers, to heads."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpcrl.models.fused import Layer, perceptron
 from hpcrl.spaces import Space
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
 
 class MLP(nn.Module):
     """Fully connected layers over a flattened box or a one-hot discrete observation.
 
     Attributes:
-        num_features: F, width of the output.
+        num_features: F, width of the last hidden layer.
     """
 
     def __init__(self, space: Space, hidden_sizes: Sequence[int], activation: str) -> None:
@@ -27,17 +26,28 @@ class MLP(nn.Module):
         widths = [space.num_choices if space.kind == "discrete" else space.size, *hidden_sizes]
         self._linears = [nn.Linear(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(widths)]
         self.layers = nn.ModuleList(self._linears)
-        self._activation = _ACTIVATIONS[activation]
+        self._activation = activation
         self.num_features = widths[-1]
 
-    def forward(self, observation: Tensor) -> Tensor:
-        """Observation [..., *shape] -> features float32 [..., F]."""
+    def forward(self, observation: Tensor, *heads: nn.Linear) -> tuple[Tensor, ...]:
+        """Observation [..., *shape] -> what each head makes of its features, float32 [..., out_features].
+
+        The heads share one product, and lie in memory column after column.
+        """
+        leading = observation.shape[: observation.dim() - len(self._space.shape)]
+        hidden = [Layer(layer.weight, layer.bias) for layer in self._linears]
+        columns = perceptron(self._rows(observation), hidden, _joined(heads), self._activation)
+        pieces = columns.split([head.out_features for head in heads])
+        return tuple(piece.t().reshape(*leading, len(piece)) for piece in pieces)
+
+    def _rows(self, observation: Tensor) -> Tensor:
+        """Float32 [N, in]."""
         if self._space.kind == "discrete":
-            flat = functional.one_hot(observation, self._space.num_choices).float()
-        else:
-            leading = observation.shape[: observation.dim() - len(self._space.shape)]
-            flat = observation.reshape(*leading, self._space.size).to(torch.float32)
-        for layer in self._linears:
-            # The functions themselves: for a few environments the calls of modules cost as much as the products.
-            flat = self._activation(functional.linear(flat, layer.weight, layer.bias))
-        return flat
+            return functional.one_hot(observation.reshape(-1), self._space.num_choices).float()
+        return observation.reshape(-1, self._space.size).to(torch.float32)
+
+
+def _joined(heads: Sequence[nn.Linear]) -> Layer:
+    if len(heads) == 1:
+        return Layer(heads[0].weight, heads[0].bias)
+    return Layer(torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads]))

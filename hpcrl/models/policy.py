@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hpcrl.models.distributions import ActionHead, make_head
+from hpcrl.models.distributions import make_head
 from hpcrl.models.encoders import MLP
 from hpcrl.spaces import Task
 
@@ -24,7 +24,7 @@ class Policy(nn.Module):
         super().__init__()
         self.encoder = MLP(task.observation, hidden_sizes, activation)
         self.value_encoder = None if shared_encoder else MLP(task.observation, hidden_sizes, activation)
-        self.head: ActionHead = make_head(task.action, self.encoder.num_features)
+        self.head = make_head(task.action, self.encoder.num_features)
         self.value_head = nn.Linear(self.encoder.num_features, 1)
 
     def initialise(self, seed: int) -> None:
@@ -38,9 +38,11 @@ class Policy(nn.Module):
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Observation [..., *shape] -> (action parameters [..., P], value float32 [...])."""
-        features = self.encoder(observation)
-        value_features = features if self.value_encoder is None else self.value_encoder(observation)
-        return self.head(features), self.value_head(value_features).squeeze(-1)
+        if self.value_encoder is None:
+            output, value = self.encoder(observation, self.head, self.value_head)
+        else:
+            (output,), (value,) = self.encoder(observation, self.head), self.value_encoder(observation, self.value_head)
+        return self.head.parameters_of(output), value.squeeze(-1)
 
     @torch.inference_mode()
     def act(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,10 +55,16 @@ class Policy(nn.Module):
         Returns:
             actions [B, ...] and the parameters [B, P] of the distribution that they were drawn from.
         """
-        parameters = self.head(self.encoder(observation))
+        parameters = self.parameters_of(observation)
         return self.head.sample(parameters, noise), parameters
 
     @torch.inference_mode()
     def act_greedily(self, observation: Tensor) -> Tensor:
         """The most likely actions [B, ...]."""
-        return self.head.mode(self.head(self.encoder(observation)))
+        return self.head.mode(self.parameters_of(observation))
+
+    @torch.inference_mode()
+    def parameters_of(self, observation: Tensor) -> Tensor:
+        """The parameters [B, P] of the action distributions for observations [B, *shape]."""
+        (output,) = self.encoder(observation, self.head)
+        return self.head.parameters_of(output)

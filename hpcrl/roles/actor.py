@@ -1,17 +1,26 @@
-"""The actor: steps environments with the weights of one version and fills unrolls."""
+"""The actor: steps environments and fills unrolls, ahead of the learner as far as the schedule lets it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hpcrl.activity import Phase
 from hpcrl.cluster.transport import UnrollSender
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control, WeightsSubscriber
 from hpcrl.envs.episodes import EpisodeEnvs, Step
-from hpcrl.models.policy import Policy
+from hpcrl.envs.restore import Restored
+from hpcrl.models.distributions import ActionHead
+from hpcrl.models.exploration import mix_uniform
 from hpcrl.noise import Purpose, uniforms
+from hpcrl.roles.boundary import Boundary
+from hpcrl.roles.inference import Inference
+from hpcrl.roles.schedule import Schedule
+from hpcrl.roles.snapshot import concatenate_environments, split_environments
 from hpcrl.signals import Requests
 from hpcrl.unroll import Unroll
 
@@ -19,112 +28,234 @@ from hpcrl.unroll import Unroll
 class Actor:
     """Fills unrolls; on a rank of its own or hosted by a learner.
 
-    Attributes:
-        envs: this actor's environments.
+    Args:
+        rank: of the world.
+        groups: its environments, in contiguous blocks; while one steps, the others' actions may be on their way.
+        inference: gives action distributions.
+        head: samples from them.
+        epsilon: share of uniformly random actions.
+        seed: of the run.
+        requests, waiter: of the rank.
     """
 
     def __init__(
-        self, rank: int, envs: EpisodeEnvs, policy: Policy, seed: int, requests: Requests, waiter: Waiter
+        self,
+        rank: int,
+        groups: Sequence[EpisodeEnvs],
+        inference: Inference,
+        head: ActionHead,
+        epsilon: float,
+        seed: int,
+        requests: Requests,
+        waiter: Waiter,
     ) -> None:
         self._rank, self._seed = rank, seed
-        self.envs = envs
-        self._policy = policy
+        self._groups = groups
+        self._inference, self._head, self._epsilon = inference, head, epsilon
         self._requests, self._waiter = requests, waiter
+        edges = np.cumsum([0, *(group.num_envs for group in groups)]).tolist()
+        self._columns = [slice(first, end) for first, end in zip(edges, edges[1:], strict=False)]
+        self.num_envs = int(edges[-1])
 
     def fill(self, unroll: Unroll, policy_version: int) -> None:
         """Act for T steps in all environments (fewer where the table of final observations is full). Local."""
         self._waiter.activity.enter(Phase.ACTING)
-        self._write_header(unroll, policy_version)
-        if self.envs.num_envs:
-            self._act(unroll)
-        self._waiter.activity.enter(Phase.COMMUNICATING)
-
-    def _write_header(self, unroll: Unroll, policy_version: int) -> None:
         unroll.set_header(
             actor=self._rank,
             policy_version=policy_version,
-            first_env_step=self.envs.rows,
+            first_env_step=self._groups[0].rows,
             length=unroll.spec.unroll_length,
             num_finals=0,
             stop_requested=self._requests.stop is not None,
             save_requested=self._requests.take_save(),
         )
+        self._act(unroll)
+        self._waiter.activity.enter(Phase.TRANSPORT)
 
     def _act(self, unroll: Unroll) -> None:
-        length = unroll.spec.unroll_length
-        steps = self.envs.rows + np.arange(length)[:, None]
-        noise = torch.from_numpy(
-            uniforms(self._seed, self.envs.env_index, steps, Purpose.ACTION, self._policy.head.noise_size)
-        )
-        observation = torch.from_numpy(unroll.observation)
-        parameters = []
-        unroll.observation[0] = self.envs.observation
-        for t in range(length):
-            action, distribution = self._policy.act(observation[t], noise[t])
-            unroll.action[t] = action.numpy()
-            parameters.append(distribution)
-            step = self.envs.step(unroll.action[t])
-            _write_step(unroll, t, step)
-            unroll.observation[t + 1] = self.envs.observation
+        noise = self._noise(unroll.spec.unroll_length)
+        behaviour: list[list[torch.Tensor]] = [[] for _ in self._groups]
+        for group, (envs, columns) in enumerate(zip(self._groups, self._columns, strict=True)):
+            unroll.observation[0, columns] = envs.observation
+            self._inference.ask(group, unroll.observation[0, columns])
+        length = 0
+        while length < unroll.length:
+            for group in range(len(self._groups)):
+                self._step(unroll, length, group, noise[group][length], behaviour[group])
+            length += 1
             self._waiter.tick()
             # The next step may need a row for every environment.
-            if t + 1 < length and unroll.num_finals + self.envs.num_envs > unroll.spec.num_finals:
-                unroll.truncate_to(t + 1)
-                break
-        self._write_log_probs(unroll, parameters)
+            if length < unroll.length and unroll.num_finals + self.num_envs > unroll.spec.num_finals:
+                unroll.truncate_to(length)
+        self._finish(unroll, behaviour)
 
-    def _write_log_probs(self, unroll: Unroll, parameters: list[torch.Tensor]) -> None:
-        """Log-probabilities under the distributions that were sampled, all rows at once."""
-        length = len(parameters)
+    def _noise(self, length: int) -> list[torch.Tensor]:
+        """Uniform numbers float32 [T, b, noise_size] for each group."""
+        return [
+            torch.from_numpy(
+                uniforms(
+                    self._seed,
+                    envs.env_index,
+                    envs.rows + np.arange(length)[:, None],
+                    Purpose.ACTION,
+                    self._head.noise_size,
+                )
+            )
+            for envs in self._groups
+        ]
+
+    def _step(
+        self, unroll: Unroll, t: int, group: int, noise: torch.Tensor, behaviour: list[torch.Tensor]
+    ) -> None:
+        """One step of one group: its actions, and the question for the next ones."""
+        envs, columns, activity = self._groups[group], self._columns[group], self._waiter.activity
+        activity.enter(Phase.INFERENCE)
         with torch.inference_mode():
-            action = torch.from_numpy(unroll.action[:length])
-            unroll.behaviour_log_prob[:length] = self._policy.head.log_prob(torch.stack(parameters), action).numpy()
+            parameters, version = self._inference.answer(group)
+            if self._epsilon:
+                parameters = mix_uniform(parameters, self._epsilon)
+            unroll.action[t, columns] = self._head.sample(parameters, noise).numpy()
+        behaviour.append(parameters)
+        if version is not None:
+            unroll.row_version[t, columns] = version
+        activity.enter(Phase.ACTING)
+        _write_step(unroll, t, columns, envs.step(unroll.action[t, columns]))
+        unroll.observation[t + 1, columns] = envs.observation
+        if t + 1 < unroll.length:
+            self._inference.ask(group, unroll.observation[t + 1, columns])
+
+    def _finish(self, unroll: Unroll, behaviour: Sequence[Sequence[torch.Tensor]]) -> None:
+        """Log-probabilities under the distributions that were sampled, all rows at once, and the first version."""
+        self._waiter.activity.enter(Phase.INFERENCE)
+        length = unroll.length
+        for columns, parameters in zip(self._columns, behaviour, strict=True):
+            with torch.inference_mode():
+                action = torch.from_numpy(unroll.action[:length, columns])
+                log_prob = self._head.log_prob(torch.stack(list(parameters)), action)
+            unroll.behaviour_log_prob[:length, columns] = log_prob.numpy()
+        if unroll.spec.versioned:
+            unroll.set_header(policy_version=int(unroll.row_version[0].min()))
+
+    def state(self) -> dict[str, NDArray]:
+        """Where every environment stands, see `EpisodeEnvs.state`. Local."""
+        return concatenate_environments([group.state() for group in self._groups])
+
+    def restore(self, state: dict[str, NDArray]) -> Restored:
+        """Put every environment where `state` says; CheckpointError where it doesn't fit. Local."""
+        parts = split_environments(state, [group.num_envs for group in self._groups])
+        return sum((group.restore(part) for group, part in zip(self._groups, parts, strict=True)), Restored())
+
+    def close(self) -> None:
+        """Close the environments. Local."""
+        for group in self._groups:
+            group.close()
 
 
-def _write_step(unroll: Unroll, t: int, step: Step) -> None:
-    unroll.reward[t] = step.reward
-    unroll.terminated[t] = step.terminated
-    unroll.truncated[t] = step.truncated
-    unroll.valid[t] = step.valid
-    unroll.episode_number[t] = step.episode_number
-    unroll.episode_return[t] = step.episode_return
-    unroll.episode_length[t] = step.episode_length
+def _write_step(unroll: Unroll, t: int, columns: slice, step: Step) -> None:
+    unroll.reward[t, columns] = step.reward
+    unroll.terminated[t, columns] = step.terminated
+    unroll.truncated[t, columns] = step.truncated
+    unroll.valid[t, columns] = step.valid
+    unroll.episode_number[t, columns] = step.episode_number
+    unroll.episode_return[t, columns] = step.episode_return
+    unroll.episode_length[t, columns] = step.episode_length
     if count := len(step.final_rows):
         first = unroll.num_finals
         unroll.final_observation[first : first + count] = step.final_observations
         unroll.final_index[first : first + count, 0] = t
-        unroll.final_index[first : first + count, 1] = step.final_rows
+        unroll.final_index[first : first + count, 1] = step.final_rows + columns.start
         unroll.set_header(num_finals=first + count)
 
 
 class ActorRank:
-    """The loop of a rank that only acts, one round at a time."""
+    """The loop of a rank that only acts: an unroll, or a boundary, at a time.
+
+    Args:
+        actor: of the rank.
+        schedule: of the run.
+        weights: float32 [N], of the actor's own policy.
+        subscriber, sender: its ends of the transports.
+        waiter: of the rank.
+        own_network: whether the actor uses its own weights; else they are fetched for evaluations only.
+
+    Attributes:
+        waits: how often it found its slots on their way, and the weights that its schedule names not there yet.
+    """
 
     def __init__(
         self,
         actor: Actor,
+        schedule: Schedule,
         weights: torch.Tensor,
         subscriber: WeightsSubscriber,
         sender: UnrollSender,
         waiter: Waiter,
+        own_network: bool = True,
     ) -> None:
         self.actor = actor
+        self._own_network = own_network
+        self._schedule = schedule
         self._weights = weights.detach().numpy()
         self._subscriber, self._sender, self._waiter = subscriber, sender, waiter
-        self._control = Control(-1, 0, 0, 0)
+        self._held: Control | None = None
+        self.waits = {"wait/actor_for_slot": 0, "wait/actor_for_weights": 0}
+
+    @property
+    def sequence(self) -> int:
+        """Unrolls sent so far. Local."""
+        return self._sender.sequence
 
     def start(self) -> Control:
         """Take the first weights."""
-        return self._fetch()
+        self._waiter.until(lambda: self._subscriber.has(0))
+        return self._boundary() or self._fetch(0)
 
     def advance(self) -> Control:
-        """Fill an unroll with the weights at hand, send it, and take the next weights."""
-        unroll = self._sender.next_slot(self._waiter)
-        self.actor.fill(unroll, self._control.policy_version)
-        self._sender.send(self._waiter)
-        return self._fetch()
+        """Fill an unroll and send it, or come to the boundary that is announced."""
+        needed = self._schedule.publication(self._sender.sequence)
+        # The weights first: whoever sees them sees the boundary that came with them.
+        self._waiter.until(lambda: self._may_act(needed) or self._subscriber.announces_boundary())
+        if (boundary := self._boundary()) is not None:
+            return boundary
+        control = self._fetch(needed)
+        unroll = self._sender.slot()
+        self.actor.fill(unroll, control.policy_version)
+        self._sender.send()
+        self._count_waits()
+        return control
 
-    def _fetch(self) -> Control:
-        self._control = self._subscriber.fetch(self._control.round + 1, self._weights, self._waiter)
-        self._waiter.activity.beat(update=self._control.policy_version)
-        return self._control
+    def _may_act(self, needed: int) -> bool:
+        return self.actor.num_envs > 0 and self._subscriber.has(needed) and self._sender.is_free()
+
+    def _count_waits(self) -> None:
+        self.waits["wait/actor_for_slot"] += not self._sender.is_free()
+        self.waits["wait/actor_for_weights"] += not self._subscriber.has(
+            self._schedule.publication(self._sender.sequence)
+        )
+
+    def take_counts(self) -> dict[str, float]:
+        """Columns of the report that are sums over the actors, since the last call. Local."""
+        taken, self.waits = dict[str, float](self.waits), dict.fromkeys(self.waits, 0)
+        return taken
+
+    def _boundary(self) -> Control | None:
+        boundary = self._subscriber.boundary()
+        if boundary is not None:
+            # All ranks evaluate with its weights, which are the newest until everybody is through.
+            self._held = self._subscriber.fetch_newest(self._weights, None)
+            self._show(boundary)
+        return boundary
+
+    def _fetch(self, needed: int) -> Control:
+        """The weights to act with; what an actor is given has no flags for it."""
+        if self._held is not None and not self._own_network:
+            pass
+        elif not self._schedule.exact:
+            self._held = self._subscriber.fetch_newest(self._weights, self._held)
+        elif self._held is None or self._held.publication != needed:
+            self._held = self._subscriber.fetch(needed, self._weights)
+        self._show(self._held)
+        return self._held._replace(flags=int(Boundary.NONE))
+
+    def _show(self, control: Control) -> None:
+        self._waiter.activity.beat(update=control.policy_version)

@@ -1,4 +1,4 @@
-"""Stacks the unrolls of several actors into one batch, in memory that is used again and again."""
+"""Stacks columns of several unrolls into one batch, in memory that is used again and again."""
 
 from __future__ import annotations
 
@@ -9,47 +9,62 @@ import torch
 
 from hpcrl.algorithms.batch import Batch
 from hpcrl.metrics import EPISODE
-from hpcrl.unroll import Unroll, UnrollSpec
+from hpcrl.roles.inbox import Piece
+from hpcrl.spaces import Task
+from hpcrl.unroll import Unroll, UnrollSpec, aligned_zeros
 
 _STACKED = ("observation", "action", "reward", "behaviour_log_prob", "terminated", "truncated", "valid")
 
 
 class Batcher:
-    """A batch of B columns, B the sum over the given unrolls, and the tensors over it.
+    """Batches of any number of columns.
 
     Args:
-        specs: of the unrolls, in the order in which they are stacked; T is the same in all.
+        task: spaces of one environment.
+        unroll_length: T.
     """
 
-    def __init__(self, specs: Sequence[UnrollSpec]) -> None:
-        self._columns = np.cumsum([0, *(spec.num_envs for spec in specs)])
-        total = UnrollSpec(
-            specs[0].task,
-            specs[0].unroll_length,
-            int(self._columns[-1]),
-            specs[0].first_env,
-            sum(spec.num_finals for spec in specs),
-        )
-        self._stacked = Unroll(total)
-        self._tensors = {name: torch.from_numpy(getattr(self._stacked, name)) for name in _STACKED}
-        self._final_observation = torch.from_numpy(self._stacked.final_observation)
-        self._final_index = torch.from_numpy(self._stacked.final_index)
+    def __init__(self, task: Task, unroll_length: int) -> None:
+        self._task, self._unroll_length = task, unroll_length
+        self._memory = aligned_zeros(0)
+        self._shaped: dict[int, dict[str, np.ndarray]] = {}
+        self.batch = self._make_batch([])
 
-    def stack(self, unrolls: Sequence[Unroll]) -> Batch:
-        """Copy unrolls into the batch, which the next call overwrites."""
-        num_finals = 0
-        for unroll, first, end in zip(unrolls, self._columns, self._columns[1:], strict=False):
-            for name in _STACKED:
-                getattr(self._stacked, name)[:, first:end] = getattr(unroll, name)
-            used = slice(num_finals, num_finals + unroll.num_finals)
-            self._stacked.final_observation[used] = unroll.final_observation[: unroll.num_finals]
-            self._stacked.final_index[used] = unroll.final_index[: unroll.num_finals] + np.array([0, first])
-            num_finals = used.stop
+    def stack(self, pieces: Sequence[Piece]) -> None:
+        """Copy columns into `batch`, which the next call overwrites."""
+        self.batch = self._make_batch(pieces)
+
+    def _make_batch(self, pieces: Sequence[Piece]) -> Batch:
+        stacked = self._arrays(sum(piece.end - piece.first for piece in pieces))
+        finals, indices = [], []
+        column = 0
+        for unroll, first, end in pieces:
+            for name, array in stacked.items():
+                array[:, column : column + end - first] = getattr(unroll, name)[:, first:end]
+            if unroll.num_finals:
+                index = unroll.final_index[: unroll.num_finals]
+                ours = (index[:, 1] >= first) & (index[:, 1] < end)
+                finals.append(unroll.final_observation[: unroll.num_finals][ours])
+                indices.append(index[ours] + np.array([0, column - first]))
+            column += end - first
+        observation = self._task.observation
+        no_finals = np.zeros((0, *observation.shape), observation.dtype)
         return Batch(
-            **self._tensors,
-            final_observation=self._final_observation[:num_finals],
-            final_index=self._final_index[:num_finals],
+            **{name: torch.from_numpy(array) for name, array in stacked.items()},
+            final_observation=torch.from_numpy(np.concatenate(finals) if finals else no_finals),
+            final_index=torch.from_numpy(np.concatenate(indices) if indices else np.zeros((0, 2), np.int64)),
         )
+
+    def _arrays(self, num_columns: int) -> dict[str, np.ndarray]:
+        """The fields of a batch of so many columns, over the same memory whatever their number."""
+        spec = UnrollSpec(self._task, self._unroll_length, num_columns, 0, 0)
+        if spec.nbytes > self._memory.size:
+            self._memory = aligned_zeros(spec.nbytes)
+            self._shaped.clear()
+        if num_columns not in self._shaped:
+            unroll = Unroll(spec, self._memory[: spec.nbytes])
+            self._shaped[num_columns] = {name: getattr(unroll, name) for name in _STACKED}
+        return self._shaped[num_columns]
 
 
 def finished_episodes(unroll: Unroll) -> np.ndarray:

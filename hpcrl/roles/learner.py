@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hpcrl.activity import Phase
-from hpcrl.algorithms.a2c import STATISTICS, a2c_loss
 from hpcrl.algorithms.batch import Batch
+from hpcrl.algorithms.loss import STATISTICS, Targets
 from hpcrl.algorithms.optimizers import linear, make_optimizer
+from hpcrl.algorithms.registry import LOSSES
 from hpcrl.cluster.collectives import sum_over
 from hpcrl.cluster.gradients import check_in_sync, sum_gradients
 from hpcrl.cluster.mpi import Comm
-from hpcrl.cluster.transport import UnrollReceiver
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control, WeightsPublisher
-from hpcrl.config import A2CConfig
+from hpcrl.config import ActorCriticConfig, ImpalaConfig
 from hpcrl.errors import HpcrlError
-from hpcrl.metrics import EPISODE, MeanReducer
+from hpcrl.metrics import MeanReducer
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
-from hpcrl.roles.actor import Actor
-from hpcrl.roles.batching import Batcher, finished_episodes
 from hpcrl.roles.boundary import Boundary, decide
-from hpcrl.signals import Requests
-from hpcrl.unroll import Unroll, UnrollSpec
+from hpcrl.roles.inference import AnsweringService
+from hpcrl.roles.intake import Intake
+from hpcrl.roles.schedule import Schedule
 
 UPDATE_METRICS = (
     "train/policy_loss",
@@ -39,119 +36,107 @@ UPDATE_METRICS = (
     "train/grad_norm",
     "train/clipped_grad_fraction",
     "train/approx_kl",
+    "train/rho_mean",
+    "train/rho_clipped_fraction",
     "train/learning_rate",
 )
 
 
-class HostedReceiver:
-    """The actor that a learner hosts, behind the interface of a transport: the hand-over is a function call."""
-
-    def __init__(self, actor: Actor, rank: int, spec: UnrollSpec) -> None:
-        self.actor = rank
-        self._actor, self._unroll = actor, Unroll(spec)
-        self.policy_version = 0
-
-    def receive(self, waiter: Waiter) -> Unroll:
-        """Act now, with the learner's own weights."""
-        self._actor.fill(self._unroll, self.policy_version)
-        return self._unroll
-
-    def release(self) -> None:
-        """Nothing to give back."""
-
-
-class Agreement(NamedTuple):
-    """Sums over the learners, int64, at the start of an update."""
-
-    stop: int
-    save: int
-    steps: int
-    cut: int
-
-
 class Learner:
-    """The loop of a rank that learns, one round at a time. Collective over `comm` where told.
+    """The loop of a rank that learns, one batch at a time. Collective over `comm` where told.
 
     Attributes:
         policy, flat, optimizer: what is learned; the same on all learners.
+        intake: where batches come from.
         env_steps: environment steps learned from, over all learners.
         learner_updates: optimizer steps.
         reducer: means over updates of what `UPDATE_METRICS` names.
+        unrolls_cut: over all learners.
     """
 
     def __init__(
         self,
-        config: A2CConfig,
+        config: ActorCriticConfig,
+        schedule: Schedule,
         comm: Comm,
         policy: Policy,
         flat: FlatParameters,
-        receivers: Sequence[UnrollReceiver],
-        specs: Sequence[UnrollSpec],
+        intake: Intake,
         publisher: WeightsPublisher,
-        requests: Requests,
+        service: AnsweringService | None,
         waiter: Waiter,
     ) -> None:
-        self.config, self._comm = config, comm
+        self.config, self._schedule, self._comm = config, schedule, comm
         self.policy, self.flat = policy, flat
         self.optimizer = make_optimizer(flat.weights, config)
-        self._receivers, self._batcher = receivers, Batcher(specs)
-        self._publisher, self._requests, self._waiter = publisher, requests, waiter
+        self.intake, self._publisher, self._service, self._waiter = intake, publisher, service, waiter
         self.env_steps = self.learner_updates = 0
-        self._episodes: list[np.ndarray] = []
         self.reducer = MeanReducer(UPDATE_METRICS)
         self.unrolls_cut = 0
-        self._unroll_bytes = self._gradient_bytes = 0
-        self._round = 0
+        self._gradient_bytes = self._sent_bytes = 0
+        self._batches = self._boundaries = self._steps_decided = 0
+        self._stop = self._save = False
 
     def start(self) -> Control:
         """Publish the first weights. Local."""
+        self._steps_decided = self.env_steps
         if self.env_steps >= self.config.total_env_steps:
             return self._publish(Boundary.STOP)
         untrained = self.config.eval_at_start and self.env_steps == 0
         return self._publish(Boundary.EVALUATE | Boundary.REPORT if untrained else Boundary.NONE)
 
     def advance(self) -> Control:
-        """One round: unrolls in, one update, weights out. Collective over the learners."""
-        unrolls = [receiver.receive(self._waiter) for receiver in self._receivers]
-        self._waiter.activity.enter(Phase.COMMUNICATING)
-        batch = self._batcher.stack(unrolls)
-        mine = self._note(unrolls)
-        for receiver in self._receivers:
-            receiver.release()
-        agreed = Agreement(*sum_over(self._comm, np.array(mine, np.int64), self._waiter).tolist())
-        before = self.env_steps
+        """One batch: unrolls in, updates, weights out. Collective over the learners."""
+        agreed = self.intake.next(self.learner_updates, self._oldest_version())
         if agreed.steps:
-            self._waiter.activity.enter(Phase.LEARNING)
-            self._learn(batch)
+            targets: Targets | None = None
+            for _ in range(self._num_epochs):
+                targets = self._update(self.intake.batcher.batch, targets)
             self.env_steps += agreed.steps
-            self.learner_updates += 1
-            self._waiter.activity.beat(update=self.learner_updates)
-            self._check_in_sync()
         self.unrolls_cut += agreed.cut
-        return self._publish(decide(self.config, before, self.env_steps, bool(agreed.stop), bool(agreed.save)))
+        self._stop |= agreed.stop
+        self._save |= agreed.save
+        flags = self._decide()
+        self._batches += 1
+        return self._publish(flags)
 
-    def _note(self, unrolls: Sequence[Unroll]) -> Agreement:
-        """Keep the episodes that ended; what this learner brings to the agreement. Local."""
-        self._episodes += [finished_episodes(unroll) for unroll in unrolls]
-        self._unroll_bytes += sum(unroll.spec.nbytes for unroll in unrolls)
-        return Agreement(
-            stop=(self._requests.stop is not None) + sum(unroll.stop_requested for unroll in unrolls),
-            save=self._requests.take_save() + sum(unroll.save_requested for unroll in unrolls),
-            steps=sum(int(unroll.valid.sum()) for unroll in unrolls),
-            cut=sum(unroll.length < unroll.spec.unroll_length for unroll in unrolls),
-        )
+    @property
+    def _num_epochs(self) -> int:
+        return self.config.replay_epochs if isinstance(self.config, ImpalaConfig) else 1
 
-    def _learn(self, batch: Batch) -> None:
-        """Loss, backward, allreduce, clip, step. Collective over the learners."""
+    def _oldest_version(self) -> int:
+        """The oldest weights whose unrolls the last update of the next batch may still learn from."""
+        if not isinstance(self.config, ImpalaConfig):
+            return self.learner_updates
+        return self.learner_updates + self._num_epochs - 1 - self.config.lag_bound
+
+    def _decide(self) -> Boundary:
+        """What all ranks meet for after this batch; in lockstep only where no column of a round is left."""
+        if not self._schedule.is_rest(self._batches):
+            return Boundary.NONE
+        flags = decide(self.config, self._steps_decided, self.env_steps, self._stop, self._save)
+        self._steps_decided = self.env_steps
+        self._save = False
+        return flags
+
+    def _update(self, batch: Batch, targets: Targets | None) -> Targets | None:
+        self._waiter.activity.enter(Phase.LEARNING)
+        targets = self._learn(batch, targets)
+        self.learner_updates += 1
+        self._waiter.activity.beat(update=self.learner_updates)
+        self._check_in_sync()
+        return targets
+
+    def _learn(self, batch: Batch, targets: Targets | None) -> Targets | None:
+        """Loss, backward, allreduce, clip, step; targets for the next epoch. Collective over the learners."""
         config, progress = self.config, self.env_steps / self.config.total_env_steps
         entropy_end = config.entropy_coef if config.entropy_coef_final is None else config.entropy_coef_final
         entropy_coef = linear(config.entropy_coef, entropy_end, progress)
         learning_rate = linear(config.learning_rate, config.learning_rate_final, progress)
 
         self.flat.reduced.zero_()
-        loss = a2c_loss(
-            self.policy, batch, config, entropy_coef, self._normalise if config.normalise_advantages else None
-        )
+        normalise = self._normalise if config.normalise_advantages else None
+        loss = LOSSES[config.algorithm](self.policy, batch, config, entropy_coef, normalise, targets)
         loss.total.backward()
         self.flat.tail.copy_(loss.statistics)
         sum_gradients(self._comm, self.flat.reduced, self._waiter)
@@ -162,6 +147,7 @@ class Learner:
         self.optimizer.learning_rate = learning_rate
         self.optimizer.step()
         self.reducer.add(_update_metrics(sums, norm, clipped, learning_rate))
+        return loss.targets
 
     def _scale_and_clip(self, steps: float) -> tuple[float, bool]:
         """Divide the summed gradient once, clip its norm; the norm before, and whether it was clipped. Local."""
@@ -194,25 +180,29 @@ class Learner:
             check_in_sync(self._comm, self.flat.weights, self.learner_updates, self._waiter)
 
     def _publish(self, flags: Boundary) -> Control:
-        self._waiter.activity.enter(Phase.COMMUNICATING)
-        control = Control(self._round, self.learner_updates, int(flags), self.env_steps)
+        self._waiter.activity.enter(Phase.PUBLISHING)
+        self._boundaries += flags is not Boundary.NONE
+        control = Control(self._batches, self.learner_updates, int(flags), self.env_steps, self._boundaries)
+        if self._service is not None:
+            self._service.policy_version = self.learner_updates
         self._publisher.publish(control, self.flat.weights.detach().numpy(), self._waiter)
-        for receiver in self._receivers:
-            if isinstance(receiver, HostedReceiver):
-                receiver.policy_version = self.learner_updates
-        self._round += 1
+        self._waiter.activity.enter(Phase.TRANSPORT)
         return control
 
-    def take_traffic(self) -> tuple[int, int, int]:
-        """Bytes of (gradients reduced, unrolls received, weights sent in messages) since the last call. Local."""
-        taken = (self._gradient_bytes, self._unroll_bytes, self._publisher.sent_bytes)
-        self._gradient_bytes = self._unroll_bytes = self._publisher.sent_bytes = 0
-        return taken
-
-    def take_episodes(self) -> np.ndarray:
-        """Episodes of this learner's actors since the last call, dtype EPISODE. Local."""
-        taken, self._episodes = self._episodes, []
-        return np.concatenate(taken) if taken else np.empty(0, EPISODE)
+    def take_counts(self) -> dict[str, float]:
+        """Columns of the report that are sums over the learners, since the last call. Local."""
+        inbox, sent_bytes = self.intake.inbox, self._publisher.sent_bytes
+        counts: dict[str, float] = {
+            "comm/gradient_bytes": self._gradient_bytes,
+            "comm/unroll_bytes": self.intake.take_unroll_bytes(),
+            "comm/weights_bytes": sent_bytes - self._sent_bytes,
+            "lag/dropped_unrolls": inbox.dropped_unrolls,
+            "lag/dropped_steps": inbox.dropped_steps,
+            "wait/learner_for_unrolls": self.intake.waits,
+        }
+        self._gradient_bytes, self._sent_bytes = 0, sent_bytes
+        inbox.dropped_unrolls = inbox.dropped_steps = self.intake.waits = 0
+        return counts
 
 
 def _update_metrics(sums: dict[str, float], norm: float, clipped: bool, learning_rate: float) -> tuple[float, ...]:
@@ -222,4 +212,5 @@ def _update_metrics(sums: dict[str, float], norm: float, clipped: bool, learning
     error_variance = sums["error_squared"] / steps - (sums["error"] / steps) ** 2
     explained = 1 - error_variance / target_variance if target_variance > 0 else 0.0
     losses = (sums["policy_loss"] / steps, sums["value_loss"] / steps, sums["entropy"] / steps)
-    return (*losses, explained, norm, float(clipped), sums["approx_kl"] / steps, learning_rate)
+    ratios = (sums["approx_kl"] / steps, sums["rho"] / steps, sums["rho_clipped"] / steps)
+    return (*losses, explained, norm, float(clipped), *ratios, learning_rate)

@@ -10,12 +10,19 @@ from hpcrl.activity import Activity, Phase
 from hpcrl.cluster.collectives import broadcast, gather
 from hpcrl.cluster.ranks import Ranks
 from hpcrl.cluster.waiting import Waiter
-from hpcrl.metrics import COLUMNS, Row
+from hpcrl.metrics import COLUMNS, Row, lag_columns
 from hpcrl.roles.recorder import Recorder
 from hpcrl.roles.station import Station
 
-_TRAFFIC = ("comm/gradient_bytes", "comm/unroll_bytes", "comm/weights_bytes")
-_SPLIT = (Phase.ACTING, Phase.WAITING, Phase.COMMUNICATING, Phase.LEARNING)
+_ACTOR_PHASES = (Phase.ACTING, Phase.INFERENCE, Phase.TRANSPORT, Phase.WAITING)
+_LEARNER_PHASES = (
+    Phase.LEARNING,
+    Phase.REDUCING,
+    Phase.PUBLISHING,
+    Phase.INFERENCE,
+    Phase.TRANSPORT,
+    Phase.WAITING,
+)
 
 
 class Reporter:
@@ -35,7 +42,7 @@ class Reporter:
     def collect_episodes(self) -> None:
         """Bring the learners' episodes to rank 0's record."""
         learner = self._station.learner
-        parts = gather(self._ranks.world, None if learner is None else learner.take_episodes(), self._waiter)
+        parts = gather(self._ranks.world, None if learner is None else learner.intake.take_episodes(), self._waiter)
         if self._recorder is not None:
             self._recorder.add_episodes(np.concatenate([part for part in parts if part is not None]))
 
@@ -49,15 +56,17 @@ class Reporter:
         self.collect_episodes()
         learner = self._station.learner
         seconds = gather(self._ranks.world, self._activity.take_seconds(), self._waiter)
-        traffic = gather(self._ranks.world, None if learner is None else learner.take_traffic(), self._waiter)
+        counts = gather(self._ranks.world, self._station.role.take_counts(), self._waiter)
+        lags = gather(self._ranks.world, None if learner is None else learner.intake.lag.take(), self._waiter)
         row: Row = {}
         reached = False
         if self._recorder is not None and learner is not None:
             row = dict.fromkeys(COLUMNS, math.nan) | progress
             row |= self._recorder.episodes.take() | learner.reducer.take()
             row |= _time_split(np.array(seconds), self._ranks)
-            totals = np.sum([part for part in traffic if part is not None], axis=0)
-            row |= dict(zip(_TRAFFIC, totals.tolist(), strict=True))
+            for part in counts:
+                row |= {name: count + (0 if math.isnan(row[name]) else row[name]) for name, count in part.items()}
+            row |= lag_columns([lag for lag in lags if lag is not None])
             row["rollout/unrolls_cut"] = learner.unrolls_cut
             row = self._recorder.report(row)
             reached = stop_return is not None and row["rollout/return_last_100"] >= stop_return
@@ -66,9 +75,11 @@ class Reporter:
 
 def _time_split(seconds: np.ndarray, ranks: Ranks) -> Row:
     """Mean seconds of actors and learners in each phase that has a column."""
-    row: Row = {}
-    for role, members in (("actor", ranks.layout.actors), ("learner", ranks.layout.learners)):
-        for phase in _SPLIT:
-            if (name := f"time/{role}_{phase.name.lower()}_s") in COLUMNS:
-                row[name] = float(seconds[list(members), phase].mean())
-    return row
+    layout = ranks.layout
+    row = {_column("actor", phase): seconds[list(layout.actors), phase].mean() for phase in _ACTOR_PHASES}
+    row |= {_column("learner", phase): seconds[list(layout.learners), phase].mean() for phase in _LEARNER_PHASES}
+    return {name: float(mean) for name, mean in row.items()}
+
+
+def _column(role: str, phase: Phase) -> str:
+    return f"time/{role}_{phase.name.lower()}_s"

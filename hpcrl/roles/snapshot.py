@@ -60,10 +60,33 @@ def _outline(array: NDArray | None) -> str:
     return "missing" if array is None else f"{list(array.shape)} {array.dtype}"
 
 
+def concatenate_environments(states: Sequence[Mapping[str, NDArray]]) -> Arrays:
+    """Environment states one after the other; those without any environment add nothing."""
+    filled = [state for state in states if len(state["rows"])] or states[:1]
+    return {key: np.concatenate([state[key] for state in filled]) for key in filled[0]}
+
+
+def split_environments(state: Mapping[str, NDArray], sizes: Sequence[int]) -> list[Arrays]:
+    """An environment state as the states of groups of so many environments."""
+    parts: list[Arrays] = []
+    first = 0
+    for size in sizes:
+        parts.append({key: array[_rows_of(state, key, first, first + size)] for key, array in state.items()})
+        first += size
+    return parts
+
+
+def _rows_of(state: Mapping[str, NDArray], key: str, first: int, end: int) -> slice:
+    """The rows of an array that belong to environments `first` to `end`."""
+    if key not in _RAGGED:
+        return slice(first, end)
+    ends = np.cumsum([0, *state[_RAGGED[key]]])
+    return slice(int(ends[first]), int(ends[end]))
+
+
 def merge_environments(states: Sequence[Mapping[str, NDArray]]) -> Arrays:
     """Environment states of all actors, in the order of their blocks, as `environments/...` by global index."""
-    filled = [state for state in states if len(state["rows"])]
-    return {f"environments/{key}": np.concatenate([state[key] for state in filled]) for key in filled[0]}
+    return {f"environments/{key}": array for key, array in concatenate_environments(states).items()}
 
 
 def environments_of(arrays: Mapping[str, NDArray], block: range, num_envs: int) -> Arrays:
@@ -80,13 +103,7 @@ def environments_of(arrays: Mapping[str, NDArray], block: range, num_envs: int) 
         raise CheckpointError(
             f"the checkpoint holds {len(stored['rows'])} environments, --num-envs is {num_envs}: they must be equal"
         )
-    part: Arrays = {}
     for key, array in stored.items():
-        if key not in _RAGGED:
-            if len(array) != num_envs:
-                raise CheckpointError(f"the checkpoint holds {len(array)} rows of {key}, expected {num_envs}")
-            part[key] = array[block.start : block.stop]
-            continue
-        ends = np.cumsum([0, *stored[_RAGGED[key]]])
-        part[key] = array[ends[block.start] : ends[block.stop]]
-    return part
+        if key not in _RAGGED and len(array) != num_envs:
+            raise CheckpointError(f"the checkpoint holds {len(array)} rows of {key}, expected {num_envs}")
+    return {key: array[_rows_of(stored, key, block.start, block.stop)] for key, array in stored.items()}

@@ -7,18 +7,24 @@ import os
 import threadpoolctl
 import torch
 
-from hpcrl.algorithms.a2c import STATISTICS
-from hpcrl.cluster.links import Links
+from hpcrl.algorithms.loss import STATISTICS
+from hpcrl.cluster.inference import QuestionSpec, group_sizes
+from hpcrl.cluster.links import Links, LinkSizes
 from hpcrl.cluster.ranks import Ranks
 from hpcrl.cluster.transport import UnrollReceiver
 from hpcrl.cluster.waiting import Waiter
-from hpcrl.config import A2CConfig
+from hpcrl.config import ActorCriticConfig, ImpalaConfig, TrainConfig
 from hpcrl.envs.episodes import EpisodeEnvs
 from hpcrl.errors import ConfigError
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
 from hpcrl.roles.actor import Actor, ActorRank
-from hpcrl.roles.learner import HostedReceiver, Learner
+from hpcrl.roles.batching import Batcher
+from hpcrl.roles.hosting import HostedReceiver
+from hpcrl.roles.inference import AnsweringService, Inference, LearnerInference, OwnInference
+from hpcrl.roles.intake import Intake
+from hpcrl.roles.learner import Learner
+from hpcrl.roles.schedule import make_schedule
 from hpcrl.signals import Requests
 from hpcrl.spaces import Task
 from hpcrl.unroll import UnrollSpec, num_finals
@@ -34,58 +40,119 @@ class Station:
         role: the loop of this rank: the learner (which hosts its actor, where it has one), else the acting one.
     """
 
-    def __init__(self, config: A2CConfig, task: Task, ranks: Ranks, requests: Requests, waiter: Waiter) -> None:
+    def __init__(self, config: ActorCriticConfig, task: Task, ranks: Ranks, requests: Requests, waiter: Waiter) -> None:
         self._config, self._task, self._ranks = config, task, ranks
         self._requests, self._waiter = requests, waiter
+        self._central = isinstance(config, ImpalaConfig) and config.inference == "learner"
+        self._schedule = make_schedule(config, hosted=ranks.layout.is_colocated)
         self.policy = make_policy(config, task)
         self.flat = FlatParameters(self.policy, len(STATISTICS) if ranks.is_learner else 0)
         limit_threads(config.learner_cores if ranks.is_learner else 1)
-        blocks = ranks.layout.env_blocks
-        self._specs = {actor: _unroll_spec(config, task, block) for actor, block in blocks.items()}
-        self._links = Links(ranks, self._specs, len(self.flat))
-        self.actor = self._make_actor() if ranks.is_actor else None
-        self.learner = self._make_learner() if ranks.is_learner else None
+        self._specs = {actor: self._unroll_spec(block) for actor, block in ranks.layout.env_blocks.items()}
+        self._links = Links(ranks, self._link_sizes(), waiter)
+        self.actor: Actor | None = None
+        self.learner: Learner | None = None
+        if ranks.is_actor:
+            self.actor = self._make_actor()
+        if ranks.is_learner:
+            self.learner = self._make_learner()
         self.role: Learner | ActorRank = self.learner or self._make_actor_rank()
+
+    def _unroll_spec(self, block: range) -> UnrollSpec:
+        finals = num_finals(self._task, self._config.unroll_length, len(block))
+        return UnrollSpec(self._task, self._config.unroll_length, len(block), block.start, finals, self._central)
+
+    def _link_sizes(self) -> LinkSizes:
+        blocks = self._ranks.layout.env_blocks
+        questions = {}
+        if self._central:
+            observation = self._task.observation
+            example = torch.zeros(1, *observation.shape, dtype=getattr(torch, observation.dtype))
+            num_parameters = self.policy.parameters_of(example).shape[-1]
+            questions = {
+                actor: [QuestionSpec(observation, size, num_parameters) for size in group_sizes(len(block))]
+                for actor, block in blocks.items()
+            }
+        schedule = self._schedule
+        return LinkSizes(
+            self._specs, questions, schedule.num_slots, len(self.flat), schedule.ring_slots, schedule.exact
+        )
 
     def _make_actor(self) -> Actor:
         config, rank = self._config, self._ranks.rank
         block = self._ranks.layout.env_blocks[rank]
-        envs = EpisodeEnvs(config.env, config.vector, self._task, len(block), block.start, config.seed)
-        return Actor(rank, envs, self.policy, config.seed, self._requests, self._waiter)
+        sizes = group_sizes(len(block)) if self._central else [len(block)]
+        groups, first = [], block.start
+        for size in sizes or [0]:
+            groups.append(EpisodeEnvs(config.env, config.vector, self._task, size, first, config.seed))
+            first += size
+        inference: Inference = OwnInference(self.policy, len(groups))
+        if self._central:
+            inference = LearnerInference(self._links.questions(), self._waiter)
+        epsilon = config.behaviour_epsilon if isinstance(config, ImpalaConfig) else 0.0
+        return Actor(rank, groups, inference, self.policy.head, epsilon, config.seed, self._requests, self._waiter)
 
     def _make_actor_rank(self) -> ActorRank:
         assert self.actor is not None, "a rank acts or learns"
-        return ActorRank(self.actor, self.flat.weights, self._links.subscriber(), self._links.sender(), self._waiter)
+        return ActorRank(
+            self.actor,
+            self._schedule,
+            self.flat.weights,
+            self._links.subscriber(),
+            self._links.sender(),
+            self._waiter,
+            own_network=not self._central,
+        )
 
     def _make_learner(self) -> Learner:
         assert self._ranks.learners is not None
-        fed_by = self._ranks.layout.actors_of(self._ranks.rank)
+        blocks = self._ranks.layout.env_blocks
+        # An actor without environments sends nothing.
+        fed_by = [actor for actor in self._ranks.layout.actors_of(self._ranks.rank) if blocks[actor]]
+        intake = Intake(
+            self._schedule,
+            self._ranks.learners,
+            [self._make_receiver(actor) for actor in fed_by],
+            sum(len(blocks[actor]) for actor in fed_by),
+            Batcher(self._task, self._config.unroll_length),
+            self._requests,
+            self._waiter,
+        )
+        service: AnsweringService | None = None
+        if self._central:
+            channels = [channel for actor in fed_by for channel in self._links.answers(actor)]
+            service = AnsweringService(self.policy, channels, self._waiter)
+            self._waiter.chores.append(service.serve)
         return Learner(
             self._config,
+            self._schedule,
             self._ranks.learners,
             self.policy,
             self.flat,
-            [self._make_receiver(actor) for actor in fed_by],
-            [self._specs[actor] for actor in fed_by],
+            intake,
             self._links.publisher(),
-            self._requests,
+            service,
             self._waiter,
         )
 
     def _make_receiver(self, actor: int) -> UnrollReceiver:
-        if actor == self._ranks.rank:
-            assert self.actor is not None
-            return HostedReceiver(self.actor, actor, self._specs[actor])
-        return self._links.receiver(actor)
+        if actor != self._ranks.rank:
+            return self._links.receiver(actor)
+        assert self.actor is not None
+        return HostedReceiver(self.actor, actor, self._specs[actor], self._schedule.num_slots, self._version)
+
+    def _version(self) -> int:
+        assert self.learner is not None
+        return self.learner.learner_updates
 
     def close(self) -> None:
         """Close the environments and the links. Collective over the world."""
         if self.actor is not None:
-            self.actor.envs.close()
-        self._links.close(self._waiter)
+            self.actor.close()
+        self._links.close()
 
 
-def make_policy(config: A2CConfig, task: Task) -> Policy:
+def make_policy(config: TrainConfig, task: Task) -> Policy:
     """The untrained policy: a function of the configuration alone. Local."""
     # One thread first: the factorisation in the initial weights rounds differently on several.
     limit_threads(1)
@@ -105,8 +172,3 @@ def limit_threads(cores: int) -> None:
         raise ConfigError(f"--learner-cores {cores} is more than the {available} cores that this rank may use")
     torch.set_num_threads(cores)
     threadpoolctl.threadpool_limits(cores)
-
-
-def _unroll_spec(config: A2CConfig, task: Task, block: range) -> UnrollSpec:
-    finals = num_finals(task, config.unroll_length, len(block))
-    return UnrollSpec(task, config.unroll_length, len(block), block.start, finals)

@@ -11,53 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hpcrl.algorithms.a2c import STATISTICS, Loss, a2c_loss
+from hpcrl.algorithms.a2c import a2c_loss
 from hpcrl.algorithms.batch import Batch
+from hpcrl.algorithms.loss import STATISTICS, Loss
 from hpcrl.config import A2CConfig
 from hpcrl.models.policy import Policy
-from hpcrl.spaces import Space, Task
-from tests.batches import (
-    NUM_ACTIONS,
-    OBSERVATION_SIZE,
-    ON,
-    TERMINATED,
-    Plan,
-    columns,
-    make_batch,
-    plans,
-    spoil,
-)
-from tests.reference import Column
+from tests.batches import ON, TERMINATED, Plan, columns, make_batch, plans, spoil
+from tests.policies import columns_of, gradient, make_policy
 
 CONFIG = A2CConfig(gamma=0.9, gae_lambda=0.8, value_coef=0.7)
 ENTROPY_COEF = 0.3
 seeds = st.integers(0, 2**32 - 1)
 
 
-def make_policy() -> Policy:
-    task = Task(Space("box", (OBSERVATION_SIZE,), "float32"), Space("discrete", (), "int64", NUM_ACTIONS), None, True)
-    policy = Policy(task, (4,), "tanh", False)
-    policy.initialise(3)
-    with torch.no_grad():  # far from uniform actions, so that the gradients of the policy are worth comparing
-        policy.head.weight.mul_(200)  # type: ignore[attr-defined]
-    return policy
-
-
 def loss_of(policy: Policy, batch: Batch, config: A2CConfig = CONFIG) -> Loss:
     return a2c_loss(policy, batch, config, ENTROPY_COEF, None)
-
-
-def gradient(policy: Policy, total: Tensor) -> Tensor:
-    pieces = torch.autograd.grad(total, list(policy.parameters()), allow_unused=True, materialize_grads=True)
-    return torch.cat([piece.flatten() for piece in pieces])
-
-
-def columns_of(policy: Policy, batch: Batch) -> list[Column]:
-    def value(observation: object) -> float:
-        with torch.no_grad():
-            return float(policy(torch.tensor(observation))[1])
-
-    return [Column(batch, b, value) for b in range(batch.reward.shape[1])]
 
 
 def reference(policy: Policy, batch: Batch) -> Loss:
@@ -84,8 +52,10 @@ def reference(policy: Policy, batch: Batch) -> Loss:
                 target**2,
                 target - value,
                 (target - value) ** 2,
+                np.exp(log_ratio),
+                0,
             ]
-    return Loss(total, torch.tensor(sums, dtype=torch.float32))
+    return Loss(total, torch.tensor(sums, dtype=torch.float32), None)
 
 
 def assert_same(policy: Policy, got: Loss, expected: Loss) -> None:
@@ -113,6 +83,8 @@ def test_statistics_are_named_in_their_order() -> None:
         "target_squared",
         "error",
         "error_squared",
+        "rho",
+        "rho_clipped",
     )
 
 

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hpcrl.envs.autoreset import make_stepper
-from hpcrl.envs.episodes import EpisodeEnvs, EpisodeSeeds, Step
+from hpcrl.envs.episodes import EpisodeEnvs, EpisodeSeeds, Rows, Step, unroll_rows
 from hpcrl.envs.factory import describe_task
 from hpcrl.envs.restore import Restored
 from hpcrl.errors import CheckpointError, ConfigError, EnvironmentFailure
 from hpcrl.noise import Purpose, seeds, uniforms
 from hpcrl.spaces import Space, Task
+from hpcrl.unroll import Unroll, UnrollSpec
 
 SEED = 11
 
@@ -226,6 +227,31 @@ def test_streams_do_not_depend_on_how_environments_are_dealt(env_id: str, vector
     for size in (1, 4):
         blocks = [record(EpisodeEnvs(env_id, vector, task, size, first, SEED), 70) for first in range(0, 16, size)]
         assert_same({name: np.concatenate([block[name] for block in blocks], 1) for name in whole}, whole)
+
+
+@pytest.mark.parametrize(("env_id", "vector"), [("CartPole-v1", "native"), ("Pendulum-v1", "sync")])
+def test_parts_that_write_to_their_columns_of_an_unroll_equal_a_whole(env_id: str, vector: str) -> None:
+    task, length = describe_task(env_id, vector), 210
+    whole = EpisodeEnvs(env_id, vector, task, 5, 3, SEED)
+    parts = [EpisodeEnvs(env_id, vector, task, 2, 3, SEED), EpisodeEnvs(env_id, vector, task, 3, 5, SEED)]
+    columns = [slice(0, 2), slice(2, 5)]
+    unroll = Unroll(UnrollSpec(task, length, 5, 3, 0))
+    unroll.buffer[:] = 255
+    rows = [unroll_rows(unroll, part) for part in columns]
+    for t in range(length):
+        expected = whole.step(random_actions(whole))
+        for envs, part, into in zip(parts, columns, rows, strict=True):
+            actions = random_actions(envs)
+            finals = envs.step_into(actions, into[t])
+            here = (expected.final_rows >= part.start) & (expected.final_rows < part.stop)
+            assert np.array_equal(finals.rows + part.start, expected.final_rows[here])
+            assert np.array_equal(finals.observations, expected.final_observations[here])
+            assert np.array_equal(unroll.observation[t + 1, part], envs.observation)
+        assert np.array_equal(unroll.observation[t + 1], expected.observation)
+        for name in Rows._fields[1:]:
+            got = getattr(unroll, name)[t]
+            assert np.array_equal(got, getattr(expected, name)) and got.dtype == getattr(expected, name).dtype
+    assert unroll.episode_number.max() > 0
 
 
 def test_other_seeds_and_purposes_are_other_streams() -> None:

@@ -96,7 +96,10 @@ def test_shared_encoder_is_one() -> None:
 
 def test_an_encoder_without_hidden_layers_hands_the_observation_on() -> None:
     policy = Policy(Task(Space("box", (2, 2), "uint8"), DISCRETE, None, True), (), "relu", True)
-    features = policy.encoder(torch.arange(4, dtype=torch.uint8).reshape(1, 2, 2))
+    identity = nn.Linear(4, 4)
+    nn.init.eye_(identity.weight)
+    nn.init.zeros_(identity.bias)
+    (features,) = policy.encoder(torch.arange(4, dtype=torch.uint8).reshape(1, 2, 2), identity)
     assert features.tolist() == [[0, 1, 2, 3]]
 
 

@@ -135,6 +135,18 @@ def test_mask_resets_those_alone() -> None:
     np.testing.assert_array_equal(env.get_state()["state"], after["state"])
 
 
+def test_rows_begin_as_by_a_mask() -> None:
+    env, other = SeededCartPole(4), SeededCartPole(4)
+    env.reset(seed=0), other.reset(seed=0)
+    env.step(np.array([0, 1, 0, 1])), other.step(np.array([0, 1, 0, 1]))
+    expected, _ = other.reset(seed=[0, 50, 0, 2**63 - 1], options={"reset_mask": mask_of(4, 1, 3)})
+    starts = env.reset_rows(np.array([1, 3]), np.array([50, 2**63 - 1]))
+    assert starts.dtype == np.float32
+    np.testing.assert_array_equal(starts, expected[[1, 3]])
+    for name, array in env.get_state().items():
+        np.testing.assert_array_equal(array, other.get_state()[name])
+
+
 def test_truncates_at_the_limit() -> None:
     env = SeededCartPole(2, max_episode_steps=5)
     env.reset(seed=0)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcrl.noise import Purpose, philox4x32, seeds, uniforms
+from hpcrl.noise import Purpose, UniformsAhead, philox4x32, seeds, uniforms
 
 word = st.integers(0, 2**32 - 1)
 
@@ -80,15 +80,16 @@ def test_numbers_do_not_depend_on_how_they_are_dealt(
     assert np.array_equal(np.concatenate(blocks, 1), whole)
     assert np.array_equal(np.concatenate(rows), whole)
     assert np.array_equal(np.stack(one_by_one), whole)
-    assert np.array_equal(uniforms(seed, envs, steps, Purpose.ACTION, 1), whole[..., :1])
+    ahead = UniformsAhead(seed, envs, Purpose.ACTION, count)
+    assert np.array_equal(np.stack([ahead.at(int(step)) for step in steps[::-1, 0]])[::-1], whole)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**63 - 1),
     bit=st.integers(0, 62),
-    step=st.integers(0, 2**62),
-    step_bit=st.integers(0, 61),
+    step=st.integers(0, 2**60),
+    step_bit=st.integers(0, 59),
 )
 def test_every_bit_of_seed_and_step_counts(seed: int, bit: int, step: int, step_bit: int) -> None:
     one = uniforms(seed, 3, step, Purpose.ACTION, 8)
@@ -107,9 +108,29 @@ def test_more_than_one_block_repeats_nothing() -> None:
     assert len(np.unique(numbers)) == numbers.size
 
 
+def test_a_block_serves_neighbours_in_its_stream() -> None:
+    counter = np.array([5, 1, 77, Purpose.ACTION << 16], np.uint32)
+    block = philox4x32(counter, np.array([9, 3], np.uint32))
+    first = 4 * (5 + 2**32)
+    expected = ((block >> 9) + 0.5) / 2**23
+    seed = 9 + 3 * 2**32
+    assert uniforms(seed, 77, first + np.arange(4), Purpose.ACTION, 1)[:, 0].tolist() == expected.tolist()
+    assert uniforms(seed, 77, first // 2 + np.arange(2), Purpose.ACTION, 2).ravel().tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(("num_streams", "count"), [(0, 1), (1, 1), (3, 2), (5000, 1), (1, 20000)])
+def test_numbers_made_ahead_over_several_tables(num_streams: int, count: int) -> None:
+    stream = 4 + np.arange(num_streams)
+    ahead = UniformsAhead(6, stream, Purpose.EVALUATION_ACTION, count)
+    for step in (0, 1, 3, 4, 2, 16383, 16384, 2**40 + 7, 5):
+        got = ahead.at(step)
+        assert got.dtype == np.float32 and got.flags.c_contiguous
+        assert np.array_equal(got, uniforms(6, stream, step, Purpose.EVALUATION_ACTION, count))
+
+
 @pytest.mark.parametrize("filling", [0, 2**32 - 1])
 def test_the_interval_is_open(monkeypatch: pytest.MonkeyPatch, filling: int) -> None:
-    monkeypatch.setattr("hpcrl.noise.philox4x32", lambda counter, _: np.full(counter.shape, filling, np.uint32))
+    monkeypatch.setattr("hpcrl.noise._scramble", lambda counter, _: tuple(np.full_like(counter, filling)))
     number = float(uniforms(0, 0, 0, Purpose.ACTION, 1)[0])
     assert 0 < number < 1 and np.isfinite(np.log(np.float32(number)))
 

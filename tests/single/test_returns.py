@@ -13,16 +13,12 @@ from torch import Tensor
 
 from hpcrl.algorithms.batch import Batch, evaluate
 from hpcrl.algorithms.returns import generalised_advantages
-from tests.batches import ON, TERMINATED, TRUNCATED, Plan, make_batch, plans, spoil
+from tests.batches import ON, TERMINATED, TRUNCATED, Plan, join, make_batch, plans, spoil
+from tests.policies import read_off
 from tests.reference import Column
 
 seeds = st.integers(0, 2**32 - 1)
 fractions = st.sampled_from([0.0, 0.5, 0.9, 1.0])
-
-
-def read_off(observation: Tensor) -> tuple[Tensor, Tensor]:
-    """A network whose value is the first number of the observation."""
-    return torch.zeros(*observation.shape[:-1], 2), observation[..., 0]
 
 
 def advantages(batch: Batch, gamma: float, lambda_: float) -> Tensor:
@@ -82,17 +78,8 @@ def test_two_trajectories_in_a_row_equal_the_two_apart(
         make_batch(Plan([[ON] * (length - 1) + [last]], [False], [False], length), seed + place)
         for place, (length, last) in enumerate(zip(lengths, (end, ON), strict=True))
     )
-    joined = Batch(
-        observation=torch.cat([first.observation[:-1], second.observation]),
-        **{
-            name: torch.cat([getattr(first, name), getattr(second, name)])
-            for name in ("action", "reward", "behaviour_log_prob", "terminated", "truncated", "valid")
-        },
-        final_observation=first.final_observation,
-        final_index=first.final_index,
-    )
     apart = torch.cat([advantages(first, 0.9, lambda_), advantages(second, 0.9, lambda_)])
-    torch.testing.assert_close(advantages(joined, 0.9, lambda_), apart)
+    torch.testing.assert_close(advantages(join(first, second), 0.9, lambda_), apart)
 
 
 @pytest.mark.parametrize("lambda_", [0.0, 0.95, 1.0])
@@ -131,6 +118,12 @@ def test_ignored_rows_are_never_read(garbage: float, plan: Plan, seed: int) -> N
     batch = make_batch(plan, seed)
     got = advantages(spoil(batch, garbage), 0.9, 0.8)
     assert_equal_where_valid(batch, got, advantages(batch, 0.9, 0.8).numpy())
+
+
+def test_a_reward_that_is_no_number_shows_in_its_row() -> None:
+    batch = make_batch(Plan([[ON] * 3], [False], [False], 3), 0)
+    batch.reward[1] = float("nan")
+    assert advantages(batch, 0.9, 0.8).isnan().flatten().tolist() == [False, True, False]
 
 
 def test_nothing_that_is_returned_needs_a_gradient() -> None:

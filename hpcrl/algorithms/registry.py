@@ -1,0 +1,29 @@
+"""The loss of every algorithm, by its name in the configuration."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from hpcrl.algorithms.a2c import a2c_loss
+from hpcrl.algorithms.appo import appo_loss
+from hpcrl.algorithms.batch import Batch
+from hpcrl.algorithms.impala import impala_loss
+from hpcrl.algorithms.loss import Loss, Normaliser, Targets
+from hpcrl.models.policy import Policy
+
+
+class LossFunction(Protocol):
+    """One loss over a batch; its `targets` are given back to the next update from the same batch."""
+
+    def __call__(
+        self,
+        policy: Policy,
+        batch: Batch,
+        config: Any,
+        entropy_coef: float,
+        normalise: Normaliser | None,
+        targets: Targets | None = None,
+    ) -> Loss: ...
+
+
+LOSSES: dict[str, LossFunction] = {"a2c": a2c_loss, "impala": impala_loss, "appo": appo_loss}

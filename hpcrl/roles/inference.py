@@ -1,0 +1,97 @@
+"""Where an actor's action distributions come from: its own network, or its learner's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hpcrl.activity import Phase
+from hpcrl.cluster.inference import AnswerChannel, QuestionChannel
+from hpcrl.cluster.waiting import Waiter
+from hpcrl.models.policy import Policy
+
+
+class Inference(Protocol):
+    """Parameters of action distributions, for each group of an actor's environments apart."""
+
+    def ask(self, group: int, observation: NDArray) -> None:
+        """Ask for the environments of a group; observation is [b, ...] and may change after the call. Local."""
+
+    def answer(self, group: int) -> tuple[Tensor, int | None]:
+        """Parameters float32 [b, P] for the last question, and the version of the weights where it is not the actor's.
+
+        Valid until the next question. Local.
+        """
+
+
+class OwnInference:
+    """The actor's own network."""
+
+    def __init__(self, policy: Policy, num_groups: int) -> None:
+        self._policy = policy
+        self._questions: list[NDArray] = [np.empty(0)] * num_groups
+
+    def ask(self, group: int, observation: NDArray) -> None:
+        self._questions[group] = observation
+
+    def answer(self, group: int) -> tuple[Tensor, int | None]:
+        return self._policy.parameters_of(torch.from_numpy(self._questions[group])), None
+
+
+class LearnerInference:
+    """The learner's network."""
+
+    def __init__(self, channels: Sequence[QuestionChannel], waiter: Waiter) -> None:
+        self._channels, self._waiter = channels, waiter
+        self._answers = [torch.from_numpy(channel.parameters) for channel in channels]
+
+    def ask(self, group: int, observation: NDArray) -> None:
+        channel = self._channels[group]
+        channel.observation[:] = observation
+        channel.ask()
+
+    def answer(self, group: int) -> tuple[Tensor, int | None]:
+        channel = self._channels[group]
+        self._waiter.until(channel.is_answered)
+        # Kept for the log-probabilities of the whole unroll, while the channel's memory is used again.
+        return self._answers[group].clone(), int(channel.version[0])
+
+
+class AnsweringService:
+    """The learner's side: answers all questions that are there with one pass of its network.
+
+    Args:
+        policy: the learner's own, with the newest weights.
+        channels: of all groups of all actors of this learner.
+        waiter: of the rank.
+
+    Attributes:
+        policy_version: learner updates in the weights.
+    """
+
+    def __init__(self, policy: Policy, channels: Sequence[AnswerChannel], waiter: Waiter) -> None:
+        self._policy, self._channels, self._waiter = policy, channels, waiter
+        self.policy_version = 0
+
+    def serve(self) -> bool:
+        """Answer what has been asked; whether there was anything. Local."""
+        asking = [channel for channel in self._channels if channel.is_asked()]
+        if not asking:
+            return False
+        with self._waiter.activity.during(Phase.INFERENCE):
+            observation = np.concatenate([channel.observation for channel in asking])
+            parameters = self._policy.parameters_of(torch.from_numpy(observation)).numpy()
+            first = 0
+            for channel in asking:
+                count = len(channel.observation)
+                channel.parameters[:] = parameters[first : first + count]
+                channel.version[0] = self.policy_version
+                channel.reply()
+                first += count
+        self._waiter.activity.beat()
+        return True
