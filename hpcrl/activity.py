@@ -10,6 +10,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcrl.spans import Spans
+
 
 class Phase(IntEnum):
     """What the main thread of a rank is busy with."""
@@ -33,24 +35,34 @@ class Activity:
 
     The stamp is an int64 [4] row of (phase, update, monotonic nanoseconds, process id) that the rank alone writes;
     `stamp` may be moved into shared memory, where the other ranks of the node read it.
+
+    Attributes:
+        spans: keeps every span of a phase from when it is set; None keeps none.
     """
 
     def __init__(self) -> None:
         self.stamp: NDArray[np.int64] = np.zeros(4, np.int64)
-        self.seconds = np.zeros(len(Phase), np.float64)
+        self.spans: Spans | None = None
+        self._nanoseconds = [0] * len(Phase)
+        self._phase = int(Phase.STARTING)
+        self._update = 0
         self._since = time.monotonic_ns()
         self.enter(Phase.STARTING)
 
     @property
     def phase(self) -> Phase:
         """The phase that the rank is in."""
-        return Phase(int(self.stamp[0]))
+        return Phase(self._phase)
 
     def enter(self, phase: Phase) -> None:
         """Count the time up to now for the phase that ends, and begin `phase`."""
         now = time.monotonic_ns()
-        self.seconds[self.stamp[0]] += (now - self._since) * 1e-9
+        self._nanoseconds[self._phase] += now - self._since
+        if self.spans is not None:
+            self.spans.add(self._phase, self._since, now, self._update)
+            self._update = int(self.stamp[1])
         self._since = now
+        self._phase = phase
         self.stamp[0] = phase
         self.stamp[2] = now
 
@@ -71,5 +83,5 @@ class Activity:
     def take_seconds(self) -> NDArray[np.float64]:
         """Seconds in each phase since the last call, float64 [len(Phase)]."""
         self.enter(self.phase)
-        taken, self.seconds = self.seconds, np.zeros(len(Phase), np.float64)
-        return taken
+        taken, self._nanoseconds = self._nanoseconds, [0] * len(Phase)
+        return np.array(taken) * 1e-9

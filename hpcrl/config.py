@@ -51,6 +51,9 @@ class TrainConfig:
     check_in_sync_every: int = option(100, "Updates between comparisons of the learners' weights (0: never).", "run")
     tensorboard: bool = option(True, "Write TensorBoard events beside metrics.csv.", "run")
     episode_log: bool = option(True, "Write a row for every episode to episodes.csv.", "run")
+    profile: bool = option(
+        False, "Write what every rank did when to trace.json (the newest 100,000 spans a rank, 15 MB).", "run"
+    )
 
     eval_every: int = option(0, "Environment steps between evaluations (0: none).", "evaluation")
     eval_episodes: int = option(20, "Episodes of an evaluation.", "evaluation")

@@ -140,6 +140,19 @@ class MeanReducer:
         self._sums, self._count = np.array(state["sums"], np.float64), int(state["count"][0])
 
 
+class Differences:
+    """Turns counts that only grow into what was added since the last report."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, float] = {}
+
+    def take(self, totals: Mapping[str, float]) -> dict[str, float]:
+        """What was added to each since the last call."""
+        added = {name: total - self._before.get(name, 0) for name, total in totals.items()}
+        self._before = dict(totals)
+        return added
+
+
 class LagReducer:
     """Lags of columns since the last report."""
 

@@ -31,6 +31,7 @@ from hpcrl.envs.factory import describe_task
 from hpcrl.envs.restore import Restored
 from hpcrl.errors import ConfigError, HpcrlError
 from hpcrl.metrics import Row
+from hpcrl.roles.account import UnrollAccount
 from hpcrl.roles.boundary import Boundary, iteration_of
 from hpcrl.roles.evaluation import play_episodes
 from hpcrl.roles.recorder import FORMAT_VERSION, Recorder, run_facts
@@ -38,6 +39,7 @@ from hpcrl.roles.reporting import Reporter
 from hpcrl.roles.resume import checkpoint_config, load_into, record_resume, require_fit
 from hpcrl.roles.snapshot import environments_of, merge_environments, optimizer_arrays, weight_arrays
 from hpcrl.roles.station import Station
+from hpcrl.roles.tracing import Tracing
 from hpcrl.signals import Requests
 from hpcrl.spaces import Task
 from hpcrl.storage.checkpoints import Checkpoint, CheckpointStore, load_checkpoint, save_checkpoint
@@ -58,6 +60,8 @@ class Trainer:
     Attributes:
         run_dir: where the run lies.
         stopped: why the run is over, once it is.
+        account: what became of all unrolls, once the run is over.
+        trace_file: the trace that `close` wrote; on rank 0, where the configuration asks for it.
 
     Raises:
         ConfigError, RankError, CheckpointError: before the first step, on all ranks.
@@ -90,10 +94,13 @@ class Trainer:
         self._ranks = Ranks(comm, on_root(comm, plan, self._waiter), node)
         self._heartbeats = Heartbeats(self._ranks, self._activity, settings.hang_timeout)
         self._waiter.watch = self._heartbeats.watch
+        self._tracing = Tracing(self._ranks, self._activity, self._waiter) if settings.profile else None
+        self.trace_file: Path | None = None
         self._station = Station(settings, self._task, self._ranks, requests, self._waiter)
         self._begin(checkpoint)
 
         self.stopped: str | None = None
+        self.account: UnrollAccount | None = None
         self._evaluation = _NO_EVALUATION
         self._control = self._station.role.start()
         self._row_at_start = self._act_on(self._control)
@@ -181,6 +188,8 @@ class Trainer:
                 flags |= Boundary.SAVE
         if flags & Boundary.STOP:
             self.stopped = "finished" if control.env_steps >= self.config.total_env_steps else "asked to stop"
+        if self.stopped is not None:
+            self.account = self._reporter.account()
         if flags & Boundary.SAVE:
             with self._activity.during(Phase.SAVING):
                 self._save_checkpoint(score)
@@ -305,11 +314,24 @@ class Trainer:
         return 0 if self._recorder is None else self._recorder.failures
 
     def close(self) -> None:
-        """Close environments, files and links."""
+        """Write the trace where one was asked for; close environments, files and links."""
+        if self._tracing is not None:
+            self.trace_file = self._write_trace(self._tracing)
         if self._recorder is not None:
             self._recorder.close()
         self._station.close()
         self._heartbeats.close(self._waiter)
+
+    def _write_trace(self, tracing: Tracing) -> Path | None:
+        config = self.config
+        about = {
+            "algorithm": config.algorithm,
+            "env": config.env,
+            "layout": self.layout_description,
+            "env_steps": self.env_steps,
+            "learner_updates": self.learner_updates,
+        }
+        return tracing.write(RunDirectory(self.run_dir).trace_file, about)
 
     def __enter__(self) -> Trainer:
         return self

@@ -1,6 +1,7 @@
 """hpcrl with a planted fault: `python -m tests.faults ROLE:FAULT@ROUND train ...`.
 
 ROLE is `actor` (the first rank that only acts), `learner`, or a rank number; FAULT is raise, exit, kill, stop, sleep.
+`RANK:slow@FACTOR` makes every unroll of an actor take FACTOR times as long, by sleeping.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hpcrl.commands.main import main
-from hpcrl.roles.actor import ActorRank
+from hpcrl.roles.actor import Actor, ActorRank
 from hpcrl.roles.learner import Learner
 
 
@@ -49,10 +50,27 @@ def plant(cls: type, fault: Callable[[], Any], at_round: int, rank: str | None) 
     cls.advance = advance  # type: ignore[attr-defined]
 
 
+def slow_down(factor: float, rank: str) -> None:
+    """Make every unroll of a rank take `factor` times as long."""
+    if _rank() != rank:
+        return
+    original = Actor.fill
+
+    def fill(self: Any, *arguments: Any) -> None:
+        start = time.monotonic()
+        original(self, *arguments)
+        time.sleep((factor - 1) * (time.monotonic() - start))
+
+    Actor.fill = fill  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     role, _, rest = sys.argv[1].partition(":")
-    name, _, at_round = rest.partition("@")
+    name, _, number = rest.partition("@")
     roles = {"actor": (ActorRank, "1"), "learner": (Learner, "0")}
-    for cls, rank in [roles[role]] if role in roles else [(ActorRank, role), (Learner, role)]:
-        plant(cls, FAULTS[name], int(at_round), rank)
+    if name == "slow":
+        slow_down(float(number), role)
+    else:
+        for cls, rank in [roles[role]] if role in roles else [(ActorRank, role), (Learner, role)]:
+            plant(cls, FAULTS[name], int(number), rank)
     sys.exit(main(sys.argv[2:]))

@@ -47,7 +47,8 @@ def sum_over(comm: Comm, numbers: NDArray, waiter: Waiter) -> NDArray:
     if comm.size == 1:
         return numbers
     total = np.empty_like(numbers)
-    waiter.request(comm.Iallreduce(np.ascontiguousarray(numbers), total), Phase.REDUCING)
+    with waiter.activity.during(Phase.REDUCING):
+        waiter.request(comm.Iallreduce(np.ascontiguousarray(numbers), total), Phase.REDUCING)
     return total
 
 
@@ -57,7 +58,8 @@ def gather_numbers(comm: Comm, numbers: NDArray[np.int64], waiter: Waiter) -> ND
     if comm.size == 1:
         table[0] = numbers
         return table
-    waiter.request(comm.Iallgather(np.ascontiguousarray(numbers, np.int64), table), Phase.REDUCING)
+    with waiter.activity.during(Phase.REDUCING):
+        waiter.request(comm.Iallgather(np.ascontiguousarray(numbers, np.int64), table), Phase.REDUCING)
     return table
 
 

@@ -30,9 +30,10 @@ def sum_gradients(comm: Comm, buffer: Tensor, waiter: Waiter) -> None:
     if comm.size == 1:
         return
     step = _BUCKET_BYTES // array.itemsize
-    requests = [comm.Iallreduce(MPI.IN_PLACE, array[start : start + step]) for start in range(0, array.size, step)]
-    for request in requests:
-        waiter.request(request, Phase.REDUCING)
+    with waiter.activity.during(Phase.REDUCING):
+        requests = [comm.Iallreduce(MPI.IN_PLACE, array[start : start + step]) for start in range(0, array.size, step)]
+        for request in requests:
+            waiter.request(request, Phase.REDUCING)
 
 
 def check_in_sync(comm: Comm, weights: Tensor, update: int, waiter: Waiter) -> None:

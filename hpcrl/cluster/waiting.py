@@ -45,14 +45,14 @@ class Waiter:
         with self.activity.during(phase):
             delay = _FIRST_SLEEP_S
             while not ready():
+                self.activity.beat()
+                self.watch()
                 # No chore is left out because another had something to do.
                 if any([chore() for chore in self.chores]):
                     delay = _FIRST_SLEEP_S
                     continue
                 time.sleep(delay)
                 delay = min(delay * 1.5, _LONGEST_SLEEP_S)
-                self.activity.beat()
-                self.watch()
 
     def request(self, request: Request, phase: Phase = Phase.TRANSPORT) -> None:
         """Return once a non-blocking operation is complete."""

@@ -96,7 +96,9 @@ class WeightsRing:
         if self._boundaries[0] <= seen:
             return None
         self._fence()
-        return Control(*self._boundary_words.tolist())
+        control = Control(*self._boundary_words.tolist())
+        # It is announced before its weights are: who meets the others there looks for the newest ones.
+        return control if self.newest >= control.publication else None
 
     def read(self, publication: int, weights: NDArray[np.float32]) -> Control:
         """Copy the weights of a publication into `weights`, float32 [N]. Local.

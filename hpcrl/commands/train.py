@@ -93,11 +93,18 @@ def _run(config: TrainConfig, comm: Comm, requests: Requests) -> int:
             display.finish()
             _say_goodbye(trainer, display, requests)
         requests.ignore()
-        return 1 if trainer.checkpoint_failures else 0
+    if display is not None and trainer.trace_file is not None:
+        display.say(f"trace: {trainer.trace_file} (open it in https://ui.perfetto.dev or chrome://tracing)")
+    return 1 if trainer.checkpoint_failures else 0
 
 
 def _say_goodbye(trainer: Trainer, display: Display, requests: Requests) -> None:
     display.say(f"weights sha256 {trainer.weights_sha256()}")
+    if (account := trainer.account) is not None:
+        display.say(
+            f"unrolls: {account.acted:,} acted, {account.learned:,} learned from, {account.dropped:,} dropped as too "
+            f"old, {account.under_way:,} under way at the end"
+        )
     if trainer.stopped == "asked to stop":
         why = requests.stop or "a signal to another rank"
         display.say(

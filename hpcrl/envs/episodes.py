@@ -143,12 +143,14 @@ class EpisodeEnvs:
         """`step_into` memory of its own."""
         size, observation = self.num_envs, self.task.observation
         into = Rows(
-            np.empty((size, *observation.shape), observation.dtype),
-            np.empty(size, np.float32),
-            *(np.empty(size, np.bool_) for _ in range(3)),
-            np.empty(size, np.int64),
-            np.empty(size, np.float64),
-            np.empty(size, np.int64),
+            observation=np.empty((size, *observation.shape), observation.dtype),
+            reward=np.empty(size, np.float32),
+            terminated=np.empty(size, np.bool_),
+            truncated=np.empty(size, np.bool_),
+            valid=np.empty(size, np.bool_),
+            episode_number=np.empty(size, np.int64),
+            episode_return=np.empty(size, np.float64),
+            episode_length=np.empty(size, np.int64),
         )
         finals = self.step_into(actions, into)
         return Step(*into, *finals)

@@ -14,8 +14,8 @@ from hpcrl.errors import ConfigError, EnvironmentFailure, ShapeError
 
 _SEED_LIMIT = 2**63
 _START_WIDTH = 0.1
-# splitmix64 (Steele, Lea, Flood 2014), keyed by the seed: a tenth of Philox for the few rows of a reset. Its steps,
-# uint64 [4, 1], and the finaliser's shifts and factors.
+# splitmix64 (Steele, Lea, Flood 2014) from the seed on: a tenth of Philox for the few rows of a reset. Its first four
+# steps, uint64 [4, 1], and the shifts and factors of its finaliser.
 _WEYL = np.array([[0x9E3779B97F4A7C15 * number % 2**64] for number in range(1, 5)], np.uint64)
 _MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
 
@@ -57,6 +57,7 @@ class SeededCartPole(CartPoleVectorEnv):
         self.prev_done = np.ones(num_envs, np.bool_)
         self._limits = np.array([[self.x_threshold], [self.theta_threshold_radians]])
         self._forces = np.array([-self.force_mag, self.force_mag])
+        self._ones = np.ones(num_envs, np.float32)
         # Memory of one step's terms; new arrays would cost as much as the sums in them.
         self._terms, self._change = np.empty((4, num_envs)), np.empty((4, num_envs))
 
@@ -200,7 +201,7 @@ class SeededCartPole(CartPoleVectorEnv):
     def _rewards(self, terminated: NDArray[np.bool_]) -> NDArray[np.float32]:
         if self._sutton_barto_reward:
             return -terminated.astype(np.float32)
-        return np.ones(self.num_envs, np.float32)
+        return self._ones.copy()
 
     def _check_actions(self, action: NDArray[np.integer[Any]]) -> None:
         # In place of action_space.contains, which takes longer than the dynamics of 64 sub-environments.
@@ -248,9 +249,10 @@ def _start_states(seeds: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     for shift, factor in _MIX:
         words ^= words >> shift
         words *= factor
-    words ^= words >> np.uint64(31)
+    # The high half is all that counts, to which the finaliser's last shift adds next to nothing.
     words >>= np.uint64(32)
-    states = words * (_START_WIDTH * 2.0**-32)
+    states = words.astype(np.float64)
+    states *= _START_WIDTH * 2.0**-32
     states -= _START_WIDTH / 2
     return states
 

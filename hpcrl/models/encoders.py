@@ -24,8 +24,10 @@ class MLP(nn.Module):
         super().__init__()
         self._space = space
         widths = [space.num_choices if space.kind == "discrete" else space.size, *hidden_sizes]
-        self._linears = [nn.Linear(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(widths)]
-        self.layers = nn.ModuleList(self._linears)
+        linears = [nn.Linear(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(widths)]
+        self.layers = nn.ModuleList(linears)
+        # Kept: for a few environments a module's search for its parameters takes as long as a product.
+        self._hidden = [Layer(linear.weight, linear.bias) for linear in linears]
         self._activation = activation
         self.num_features = widths[-1]
 
@@ -35,9 +37,10 @@ class MLP(nn.Module):
         The heads share one product, and lie in memory column after column.
         """
         leading = observation.shape[: observation.dim() - len(self._space.shape)]
-        hidden = [Layer(layer.weight, layer.bias) for layer in self._linears]
-        columns = perceptron(self._rows(observation), hidden, _joined(heads), self._activation)
-        pieces = columns.split([head.out_features for head in heads])
+        columns = perceptron(self._rows(observation), self._hidden, _joined(heads), self._activation)
+        pieces = columns.split([head.out_features for head in heads]) if len(heads) > 1 else (columns,)
+        if len(leading) == 1:
+            return tuple(piece.t() for piece in pieces)
         return tuple(piece.t().reshape(*leading, len(piece)) for piece in pieces)
 
     def _rows(self, observation: Tensor) -> Tensor:

@@ -14,9 +14,11 @@ from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control, WeightsSubscriber
 from hpcrl.envs.episodes import EpisodeEnvs, Step
 from hpcrl.envs.restore import Restored
+from hpcrl.metrics import Differences
 from hpcrl.models.distributions import ActionHead
 from hpcrl.models.exploration import mix_uniform
 from hpcrl.noise import Purpose, uniforms
+from hpcrl.roles.account import UnrollAccount
 from hpcrl.roles.boundary import Boundary
 from hpcrl.roles.inference import Inference
 from hpcrl.roles.schedule import Schedule
@@ -87,6 +89,9 @@ class Actor:
             # The next step may need a row for every environment.
             if length < unroll.length and unroll.num_finals + self.num_envs > unroll.spec.num_finals:
                 unroll.truncate_to(length)
+                # The questions for the next step are out, and the next unroll asks them anew.
+                for group in range(len(self._groups)):
+                    self._inference.answer(group)
         self._finish(unroll, behaviour)
 
     def _noise(self, length: int) -> list[torch.Tensor]:
@@ -104,9 +109,7 @@ class Actor:
             for envs in self._groups
         ]
 
-    def _step(
-        self, unroll: Unroll, t: int, group: int, noise: torch.Tensor, behaviour: list[torch.Tensor]
-    ) -> None:
+    def _step(self, unroll: Unroll, t: int, group: int, noise: torch.Tensor, behaviour: list[torch.Tensor]) -> None:
         """One step of one group: its actions, and the question for the next ones."""
         envs, columns, activity = self._groups[group], self._columns[group], self._waiter.activity
         activity.enter(Phase.INFERENCE)
@@ -177,9 +180,6 @@ class ActorRank:
         subscriber, sender: its ends of the transports.
         waiter: of the rank.
         own_network: whether the actor uses its own weights; else they are fetched for evaluations only.
-
-    Attributes:
-        waits: how often it found its slots on their way, and the weights that its schedule names not there yet.
     """
 
     def __init__(
@@ -198,12 +198,13 @@ class ActorRank:
         self._weights = weights.detach().numpy()
         self._subscriber, self._sender, self._waiter = subscriber, sender, waiter
         self._held: Control | None = None
-        self.waits = {"wait/actor_for_slot": 0, "wait/actor_for_weights": 0}
+        self._waits: dict[str, float] = {"wait/actor_for_slot": 0, "wait/actor_for_weights": 0}
+        self._counts = Differences()
 
     @property
-    def sequence(self) -> int:
-        """Unrolls sent so far. Local."""
-        return self._sender.sequence
+    def account(self) -> UnrollAccount:
+        """The unrolls of this actor. Local."""
+        return UnrollAccount(acted=self._sender.sequence, learned=0, dropped=0)
 
     def start(self) -> Control:
         """Take the first weights."""
@@ -228,15 +229,14 @@ class ActorRank:
         return self.actor.num_envs > 0 and self._subscriber.has(needed) and self._sender.is_free()
 
     def _count_waits(self) -> None:
-        self.waits["wait/actor_for_slot"] += not self._sender.is_free()
-        self.waits["wait/actor_for_weights"] += not self._subscriber.has(
-            self._schedule.publication(self._sender.sequence)
-        )
+        """Count what the next unroll finds missing: a slot, or the weights that its schedule names."""
+        needed = self._schedule.publication(self._sender.sequence)
+        self._waits["wait/actor_for_slot"] += not self._sender.is_free()
+        self._waits["wait/actor_for_weights"] += not self._subscriber.has(needed)
 
     def take_counts(self) -> dict[str, float]:
         """Columns of the report that are sums over the actors, since the last call. Local."""
-        taken, self.waits = dict[str, float](self.waits), dict.fromkeys(self.waits, 0)
-        return taken
+        return self._counts.take(self._waits)
 
     def _boundary(self) -> Control | None:
         boundary = self._subscriber.boundary()

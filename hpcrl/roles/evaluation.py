@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hpcrl.envs.episodes import EpisodeEnvs
 from hpcrl.models.policy import Policy
-from hpcrl.noise import Purpose, UniformsAhead
+from hpcrl.noise import Purpose, uniforms
 from hpcrl.spaces import Task
 
 #: Episodes that are played side by side.
@@ -49,14 +49,14 @@ def _play_wave(
     policy: Policy, env_id: str, task: Task, wave: range, seed: int, deterministic: bool, tick: Callable[[], None]
 ) -> NDArray[np.float64]:
     envs = EpisodeEnvs(env_id, "sync", task, len(wave), wave.start, seed, Purpose.EVALUATION_SEED)
-    ahead = UniformsAhead(seed, envs.env_index, Purpose.EVALUATION_ACTION, policy.head.noise_size)
     results = np.full((len(wave), 2), np.nan)
     while np.isnan(results[:, 1]).any():
         observation = torch.from_numpy(np.asarray(envs.observation, task.observation.dtype))
         if deterministic:
             action = policy.act_greedily(observation)
         else:
-            action, _ = policy.act(observation, torch.from_numpy(ahead.at(envs.rows)))
+            noise = uniforms(seed, envs.env_index, envs.rows, Purpose.EVALUATION_ACTION, policy.head.noise_size)
+            action, _ = policy.act(observation, torch.from_numpy(noise))
         step = envs.step(action.numpy())
         first_end = (step.terminated | step.truncated) & np.isnan(results[:, 1])
         results[first_end, 0] = step.episode_return[first_end]

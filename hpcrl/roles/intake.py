@@ -19,7 +19,6 @@ from hpcrl.roles.batching import Batcher, finished_episodes
 from hpcrl.roles.inbox import Inbox, Piece
 from hpcrl.roles.schedule import Schedule
 from hpcrl.signals import Requests
-from hpcrl.spaces import Task
 from hpcrl.unroll import Unroll
 
 #: A learner without enough columns asks the others again after this part of the time that an update takes.
@@ -50,6 +49,7 @@ class Intake:
     Args:
         schedule: of the run.
         comm: the learners.
+        rank: of the world.
         receivers: of this learner's actors, in rank order.
         own_envs: environments of these actors.
         batcher: keeps the batch.
@@ -58,12 +58,14 @@ class Intake:
     Attributes:
         lag: learner updates between acting and learning, over the columns taken here.
         waits: how often this learner found too little to learn from.
+        unroll_bytes: of the unrolls received.
     """
 
     def __init__(
         self,
         schedule: Schedule,
         comm: Comm,
+        rank: int,
         receivers: Sequence[UnrollReceiver],
         own_envs: int,
         batcher: Batcher,
@@ -72,6 +74,7 @@ class Intake:
     ) -> None:
         self._schedule, self._comm, self._own_envs = schedule, comm, own_envs
         self._requests, self._waiter = requests, waiter
+        self._rank, self._receivers = rank, receivers
         self.batcher = batcher
         self.inbox = Inbox(receivers, schedule.in_rounds, self._note)
         self.lag = LagReducer()
@@ -79,14 +82,14 @@ class Intake:
         self._batches = 0
         self._votes = np.zeros(3, np.int64)
         self._episodes: list[NDArray] = []
-        self._unroll_bytes = 0
+        self.unroll_bytes = 0
         self._asked_at = 0.0
         self._pause_s = _PAUSES_S[0]
 
     def _note(self, unroll: Unroll) -> None:
         """Keep what an unroll brings besides its steps."""
         self._episodes.append(finished_episodes(unroll))
-        self._unroll_bytes += unroll.spec.nbytes
+        self.unroll_bytes += unroll.spec.nbytes
         cut = unroll.length < unroll.spec.unroll_length
         self._votes += (unroll.stop_requested, unroll.save_requested, cut)
 
@@ -96,6 +99,8 @@ class Intake:
         A batch without steps holds nothing to learn from; it comes where a stop is asked for before one is full.
         Collective over the learners.
         """
+        # A learner that never waits must look after the others too.
+        self._waiter.tick()
         agreed = self._in_rounds if self._schedule.in_rounds else self._as_it_comes
         agreement = agreed(learner_updates, oldest_version)
         self._batches += 1
@@ -125,19 +130,23 @@ class Intake:
         batch = self._schedule.batch_envs
         self._pause_s = float(np.clip(_PAUSE_SHARE * (time.monotonic() - self._asked_at), *_PAUSES_S))
         wanted = -(-batch // self._comm.size)
+        save, cut = False, 0
         while True:
             if self.inbox.collect(batch, oldest_version) < wanted:
                 self.waits += 1
                 self._wait_for(wanted, oldest_version)
             self._asked_at = time.monotonic()
             agreed = self._agree(min(self.inbox.columns, batch), 0)
+            # Wishes that came with too little to learn from are not forgotten.
+            save, cut = save or agreed.save, cut + agreed.cut
             if agreed.columns.sum() >= batch or agreed.stop:
                 break
             # The others may need longer than this learner: next time it asks when it has more, or after a pause.
             wanted = min(self.inbox.columns + 1, batch)
         shares = _shares(agreed.columns, batch) if agreed.columns.sum() >= batch else np.zeros_like(agreed.columns)
         steps = np.array([self._take(int(shares[self._comm.rank]), learner_updates)])
-        return agreed._replace(columns=shares, steps=int(gather_numbers(self._comm, steps, self._waiter).sum()))
+        total = int(gather_numbers(self._comm, steps, self._waiter).sum())
+        return agreed._replace(columns=shares, steps=total, save=save, cut=cut)
 
     def _wait_for(self, wanted: int, oldest_version: int) -> None:
         alone = self._comm.size == 1
@@ -158,15 +167,15 @@ class Intake:
         total, stop, save, cut = table[:, 1:].sum(0).tolist()
         return Agreement(table[:, 0], bool(stop), bool(save), total, cut)
 
+    @property
+    def hosted_unrolls(self) -> int:
+        """Unrolls that an actor on this rank has acted. Local."""
+        return sum(receiver.received for receiver in self._receivers if receiver.actor == self._rank)
+
     def take_episodes(self) -> NDArray:
         """Episodes of this learner's actors since the last call, dtype EPISODE. Local."""
         taken, self._episodes = self._episodes, []
         return np.concatenate(taken) if taken else np.empty(0, EPISODE)
-
-    def take_unroll_bytes(self) -> int:
-        """Bytes of the unrolls received since the last call. Local."""
-        taken, self._unroll_bytes = self._unroll_bytes, 0
-        return taken
 
 
 def _shares(columns: NDArray[np.int64], batch: int) -> NDArray[np.int64]:

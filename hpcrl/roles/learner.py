@@ -20,9 +20,10 @@ from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control, WeightsPublisher
 from hpcrl.config import ActorCriticConfig, ImpalaConfig
 from hpcrl.errors import HpcrlError
-from hpcrl.metrics import MeanReducer
+from hpcrl.metrics import Differences, MeanReducer
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
+from hpcrl.roles.account import UnrollAccount
 from hpcrl.roles.boundary import Boundary, decide
 from hpcrl.roles.inference import AnsweringService
 from hpcrl.roles.intake import Intake
@@ -73,7 +74,8 @@ class Learner:
         self.env_steps = self.learner_updates = 0
         self.reducer = MeanReducer(UPDATE_METRICS)
         self.unrolls_cut = 0
-        self._gradient_bytes = self._sent_bytes = 0
+        self._gradient_bytes = 0
+        self._counts = Differences()
         self._batches = self._boundaries = self._steps_decided = 0
         self._stop = self._save = False
 
@@ -191,18 +193,22 @@ class Learner:
 
     def take_counts(self) -> dict[str, float]:
         """Columns of the report that are sums over the learners, since the last call. Local."""
-        inbox, sent_bytes = self.intake.inbox, self._publisher.sent_bytes
-        counts: dict[str, float] = {
-            "comm/gradient_bytes": self._gradient_bytes,
-            "comm/unroll_bytes": self.intake.take_unroll_bytes(),
-            "comm/weights_bytes": sent_bytes - self._sent_bytes,
-            "lag/dropped_unrolls": inbox.dropped_unrolls,
-            "lag/dropped_steps": inbox.dropped_steps,
-            "wait/learner_for_unrolls": self.intake.waits,
-        }
-        self._gradient_bytes, self._sent_bytes = 0, sent_bytes
-        inbox.dropped_unrolls = inbox.dropped_steps = self.intake.waits = 0
-        return counts
+        return self._counts.take(
+            {
+                "comm/gradient_bytes": self._gradient_bytes,
+                "comm/unroll_bytes": self.intake.unroll_bytes,
+                "comm/weights_bytes": self._publisher.sent_bytes,
+                "lag/dropped_unrolls": self.intake.inbox.dropped_unrolls,
+                "lag/dropped_steps": self.intake.inbox.dropped_steps,
+                "wait/learner_for_unrolls": self.intake.waits,
+            }
+        )
+
+    @property
+    def account(self) -> UnrollAccount:
+        """What became of the unrolls of this learner's actors. Local."""
+        inbox = self.intake.inbox
+        return UnrollAccount(self.intake.hosted_unrolls, inbox.learned_unrolls, inbox.dropped_unrolls)
 
 
 def _update_metrics(sums: dict[str, float], norm: float, clipped: bool, learning_rate: float) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from hpcrl.cluster.collectives import broadcast, gather
 from hpcrl.cluster.ranks import Ranks
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.metrics import COLUMNS, Row, lag_columns
+from hpcrl.roles.account import UnrollAccount
 from hpcrl.roles.recorder import Recorder
 from hpcrl.roles.station import Station
 
@@ -71,6 +72,12 @@ class Reporter:
             row = self._recorder.report(row)
             reached = stop_return is not None and row["rollout/return_last_100"] >= stop_return
         return broadcast(self._ranks.world, (row, reached), self._waiter)
+
+    def account(self) -> UnrollAccount:
+        """What became of the unrolls of all actors, on every rank."""
+        parts = gather(self._ranks.world, self._station.role.account, self._waiter)
+        whole = UnrollAccount(*(sum(numbers) for numbers in zip(*parts, strict=True))) if parts else None
+        return broadcast(self._ranks.world, whole, self._waiter)  # type: ignore[return-value]
 
 
 def _time_split(seconds: np.ndarray, ranks: Ranks) -> Row:

@@ -112,6 +112,7 @@ class Station:
         intake = Intake(
             self._schedule,
             self._ranks.learners,
+            self._ranks.rank,
             [self._make_receiver(actor) for actor in fed_by],
             sum(len(blocks[actor]) for actor in fed_by),
             Batcher(self._task, self._config.unroll_length),

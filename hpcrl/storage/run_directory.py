@@ -45,6 +45,11 @@ class RunDirectory:
         return self.path / "episodes.csv"
 
     @property
+    def trace_file(self) -> Path:
+        """The JSON file that says what every rank did when, of a run that was asked for it."""
+        return self.path / "trace.json"
+
+    @property
     def config_file(self) -> Path:
         """The JSON file whose presence says that a run lives here."""
         return self.path / "config.json"

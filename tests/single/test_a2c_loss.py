@@ -65,7 +65,7 @@ def assert_same(policy: Policy, got: Loss, expected: Loss) -> None:
         torch.testing.assert_close(gradient(policy, got.total), gradient(policy, expected.total), rtol=1e-3, atol=2e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(plans(max_time=5), seeds)
 def test_loss_gradient_and_statistics_equal_the_sum_over_steps(plan: Plan, seed: int) -> None:
     policy, batch = make_policy(), make_batch(plan, seed)
@@ -88,7 +88,7 @@ def test_statistics_are_named_in_their_order() -> None:
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(plans(max_time=5), seeds)
 def test_ignored_rows_add_nothing(plan: Plan, seed: int) -> None:
     policy, batch = make_policy(), make_batch(plan, seed)
@@ -108,7 +108,7 @@ def test_rewards_of_ignored_rows_reach_no_gradient(garbage: float) -> None:
     torch.testing.assert_close(gradient(policy, loss_of(policy, spoilt).total), expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(plans(max_envs=5), seeds, st.data())
 def test_the_parts_of_several_learners_sum_to_the_whole(plan: Plan, seed: int, data: st.DataObject) -> None:
     policy, batch = make_policy(), make_batch(plan, seed)

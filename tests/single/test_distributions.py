@@ -123,3 +123,18 @@ def test_the_head_fits_the_space() -> None:
     box = make_head(Space("box", (3,), "float32"), 8)
     assert isinstance(discrete, Categorical) and discrete(torch.zeros(2, 8)).shape == (2, 5)
     assert isinstance(box, DiagonalGaussian) and box(torch.zeros(2, 8)).shape == (2, 6)
+
+
+@pytest.mark.parametrize("space", [Space("discrete", (), "int64", 4), Space("box", (3,), "float32")])
+def test_log_prob_and_entropy_together_are_those_apart_in_any_layout(space: Space) -> None:
+    head, rows = make_head(space, 8), torch.randn(5, 7, 8)
+    parameters = head(rows)
+    by_column = parameters.movedim(-1, 0).contiguous().movedim(0, -1)
+    action = head.mode(parameters)
+    apart = head.log_prob(parameters, action), head.entropy(parameters)
+    for layout in (parameters, by_column):
+        for got, expected in zip(head.log_prob_and_entropy(layout, action), apart, strict=True):
+            assert got.shape == (5, 7)
+            torch.testing.assert_close(got, expected)
+        noise = torch.full((5, 7, head.noise_size), 0.3)
+        torch.testing.assert_close(head.sample(layout, noise), head.sample(parameters, noise))

@@ -34,7 +34,8 @@ class Network:
         generator = torch.Generator().manual_seed(seed)
 
         def draw(*shape: int, scale: float = 1.0) -> Tensor:
-            return (scale * torch.randn(*shape, generator=generator)).to(dtype)
+            # In eighths: sums of their products are exact, so that no relu is on the one side here and not there.
+            return (8 * scale * torch.randn(*shape, generator=generator)).round().div(8).to(dtype)
 
         layers = [
             Layer(draw(out, into, scale=into**-0.5).requires_grad_(), draw(out).requires_grad_())
@@ -60,10 +61,10 @@ class Network:
 
 
 def distance(got: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest number."""
+    """Largest difference, relative to the largest number, or to 1 where all are smaller: sums of such may cancel."""
     if not expected.numel():
         return 0.0
-    return float((got.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-2))
+    return float((got.double() - expected).abs().max() / expected.abs().max().clamp(min=1.0))
 
 
 networks = st.builds(
@@ -82,9 +83,9 @@ def test_output_and_gradients_equal_layers_one_by_one(network: Network) -> None:
     gradients = torch.autograd.grad(output, network.leaves, network.gradient)
     expected_output, expected = network.eager()
     assert output.shape == expected_output.shape and output.is_contiguous()
-    assert distance(output.detach(), expected_output) < 3e-6
+    assert distance(output.detach(), expected_output) < 2e-6
     for leaf, got, wanted in zip(network.leaves, gradients, expected, strict=True):
-        assert got.shape == leaf.shape and distance(got, wanted) < 1e-5
+        assert got.shape == leaf.shape and distance(got, wanted) < 5e-6
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))

@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "hpcrl"
 
 GROUND = frozenset(
-    {"__init__", "errors", "config", "spaces", "noise", "activity", "signals", "unroll", "metrics", "presets"}
+    {"__init__", "errors", "config", "spaces", "noise", "spans", "activity", "signals", "unroll", "metrics", "presets"}
 )
 #: From the ground up; the rooms of one floor may not use each other, but on the ground.
 FLOORS = (

@@ -41,14 +41,14 @@ def assert_equal_where_valid(batch: Batch, got: Tensor, expected: np.ndarray) ->
     np.testing.assert_allclose(got.numpy()[valid], expected[valid], rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(plans(), seeds, fractions, fractions)
 def test_advantages_equal_the_sum_of_the_paper(plan: Plan, seed: int, gamma: float, lambda_: float) -> None:
     batch = make_batch(plan, seed)
     assert_equal_where_valid(batch, advantages(batch, gamma, lambda_), reference(batch, gamma, lambda_))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(plans(), seeds, fractions)
 def test_lambda_one_is_the_n_step_return_minus_the_value(plan: Plan, seed: int, gamma: float) -> None:
     batch = make_batch(plan, seed)
@@ -60,7 +60,7 @@ def test_lambda_one_is_the_n_step_return_minus_the_value(plan: Plan, seed: int, 
     assert_equal_where_valid(batch, advantages(batch, gamma, 1.0), expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(plans(), seeds, fractions)
 def test_lambda_zero_is_the_temporal_difference(plan: Plan, seed: int, gamma: float) -> None:
     batch = make_batch(plan, seed)

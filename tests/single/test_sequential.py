@@ -37,7 +37,9 @@ class Picture(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
 class Number(gym.Wrapper[NDArray[Any], Any, NDArray[Any], Any]):
     """An observation without axes."""
 
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (), np.float32)
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.observation_space: Any = gym.spaces.Box(-np.inf, np.inf, (), np.float32)
 
     def reset(self, **kwargs: Any) -> Any:
         observation, info = super().reset(**kwargs)
@@ -91,7 +93,8 @@ def test_equals_gymnasiums(name: str) -> None:
 
 @pytest.mark.parametrize("seed", [3, [3, 9, 4], None])
 def test_resets_of_all(seed: Any) -> None:
-    ours, theirs = (make_vector_env("CartPole-v1", NUM_ENVS, "sync"), gym.make_vec("CartPole-v1", NUM_ENVS))
+    ours: VectorEnv[Any, Any, Any] = make_vector_env("CartPole-v1", NUM_ENVS, "sync")
+    theirs = SyncVectorEnv([lambda: make("CartPole-v1")] * NUM_ENVS)
     assert isinstance(ours, SequentialEnvs)
     for envs in (ours, theirs):
         envs.reset(seed=7)
@@ -117,5 +120,5 @@ def test_observations_of_another_shape_are_refused(shape: tuple[int, ...]) -> No
     envs.reset(seed=1)
     for env in envs.envs:
         env.unwrapped.shape = shape  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="dimension|shape"):
+    with pytest.raises(ValueError, match=r"dimension|shape"):
         envs.step(np.zeros((2, 2), np.float32))

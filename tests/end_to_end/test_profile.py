@@ -1,0 +1,104 @@
+"""`--profile`: a trace of all ranks on one clock, without holes, whatever way the run ends in order."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcrl.activity import Phase
+from tests.commands import HPCRL, Running, hpcrl, train
+from tests.hosts import run_on_hosts, why_not
+
+_SHORT = ("--num-envs", "8", "--total-env-steps", "20480", "--num-iterations", "4", "--profile")
+_NO_HOSTS = why_not()
+
+
+def _check(path: Path, names: list[str], longest_s: float) -> dict[str, Any]:
+    """What holds for every trace; what it says of the run."""
+    trace = json.loads(path.read_text())
+    events = trace["traceEvents"]
+    named = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    assert named == dict(enumerate(names))
+    assert trace["otherData"]["spans_left_out"] == {str(rank): 0 for rank in named}
+    for rank, name in named.items():
+        spans = [event for event in events if event["pid"] == rank and event["ph"] == "X"]
+        assert {span["name"] for span in spans} <= {phase.name.lower() for phase in Phase}
+        assert {"learning"} <= {span["name"] for span in spans} or "learner" not in name
+        assert {"acting", "inference"} <= {span["name"] for span in spans} or "actor" not in name
+        begins = [span["ts"] for span in spans]
+        ends = [span["ts"] + span["dur"] for span in spans]
+        # Times are floats of microseconds.
+        assert all(begin >= end - 1e-3 for begin, end in zip(begins[1:], ends, strict=False)), "two phases at once"
+        assert begins[0] >= 0 and ends[-1] < longest_s * 1e6
+        assert sum(span["dur"] for span in spans) > 0.9 * (ends[-1] - begins[0])
+        updates = [span["args"]["update"] for span in spans]
+        assert updates == sorted(updates) and updates[0] == 0
+        assert updates[-1] > 0
+    return trace["otherData"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        ((), ["rank 0 (learner, actor)"]),
+        (("--ranks", "3"), ["rank 0 (learner)", "rank 1 (actor)", "rank 2 (actor)"]),
+    ],
+    ids=["one-process", "three-ranks"],
+)
+def test_a_run_leaves_its_trace(tmp_path: Path, layout: tuple[str, ...], names: list[str]) -> None:
+    begin = time.monotonic()
+    done = train(tmp_path / "run", *_SHORT, *layout)
+    about = _check(tmp_path / "run/trace.json", names, time.monotonic() - begin)
+    assert f"trace: {tmp_path / 'run/trace.json'}" in done.stdout
+    assert about["algorithm"] == "a2c" and about["env_steps"] == 20480 and about["clock_error_us"] == 0
+
+
+def test_an_actor_that_runs_ahead_is_seen_behind(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    options = ("--run-dir", run_dir, "--no-tensorboard", *_SHORT, "--batch-envs", 8, "--ranks", 2)
+    done = hpcrl("train", "impala", *options)
+    assert done.returncode == 0, done.stderr
+    _check(run_dir / "trace.json", ["rank 0 (learner)", "rank 1 (actor)"], 60)
+    events = json.loads((run_dir / "trace.json").read_text())["traceEvents"]
+    counters = {event["pid"]: event["name"] for event in events if event["ph"] == "C"}
+    assert counters == {0: "learner updates", 1: "updates behind"}
+
+
+def test_a_signal_leaves_a_trace_too(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--total-env-steps", "100000000", "--num-iterations", "10000", "--no-tensorboard"]
+    running = Running([*HPCRL, "train", "a2c", "--run-dir", str(run_dir), "--profile", "--ranks", "2", *options])
+    metrics = run_dir / "metrics.csv"
+    running.until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2)
+    running.process.send_signal(signal.SIGTERM)
+    done = running.wait(timeout=30)
+    assert done.returncode == 0, done.stderr
+    _check(run_dir / "trace.json", ["rank 0 (learner)", "rank 1 (actor)"], 60)
+
+
+def test_a_disk_that_refuses_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "run/trace.json").mkdir(parents=True)
+    done = train(tmp_path / "run", *_SHORT, "--ranks", "2")
+    assert "TRACE NOT WRITTEN" in done.stderr
+    assert "trace:" not in done.stdout
+
+
+def test_without_the_option_there_is_none(tmp_path: Path) -> None:
+    done = train(tmp_path / "run", *_SHORT, "--no-profile")
+    assert not (tmp_path / "run/trace.json").exists()
+    assert "trace" not in done.stdout
+
+
+@pytest.mark.skipif(_NO_HOSTS is not None, reason=str(_NO_HOSTS))
+def test_two_hosts_are_on_one_clock(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hpcrl", "train", "a2c", "--run-dir", str(tmp_path / "run"), "--no-tensorboard"]
+    done = run_on_hosts([*command, *_SHORT], {"left": 2, "right": 1}, timeout=90)
+    assert done.returncode == 0, done.stderr
+    about = _check(tmp_path / "run/trace.json", ["rank 0 (learner)", "rank 1 (actor)", "rank 2 (actor)"], 90)
+    assert 0 < about["clock_error_us"] < 5000
