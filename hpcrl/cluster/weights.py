@@ -21,8 +21,8 @@ from hpcrl.errors import TransportError
 _TAG = 11
 _MAX_RETRIES = 100
 _HEADER_WORDS = 8
-#: Counters ahead of the slots: the newest publication, the boundaries announced, and the words of the last of them.
-_COMMON_LINES = 3
+#: Ahead of the slots: the newest publication and its slot, the boundaries announced, and the words of their last.
+_COMMON_LINES = 4
 
 
 class Control(NamedTuple):
@@ -57,10 +57,11 @@ class WeightsRing:
     """
 
     def __init__(self, memory: NDArray[np.uint8], num_weights: int, num_slots: int, fence: Callable[[], None]) -> None:
-        self._newest, self._boundaries, _, *lines = counters(memory, _COMMON_LINES + 2 * num_slots)
-        self._boundary_words = memory[2 * CACHE_LINE : 3 * CACHE_LINE].view(np.int64)[: len(Control._fields)]
+        self._newest, self._newest_slot, self._boundaries, _, *lines = counters(memory, _COMMON_LINES + 2 * num_slots)
+        self._boundary_words = memory[3 * CACHE_LINE : 4 * CACHE_LINE].view(np.int64)[: len(Control._fields)]
         self._begin, self._end = lines[:num_slots], lines[num_slots:]
         self._num_slots, self._fence = num_slots, fence
+        self._written = 0
         start = (_COMMON_LINES + 2 * num_slots) * CACHE_LINE
         size = message_nbytes(num_weights)
         self._messages = [memory[start + slot * size : start + (slot + 1) * size] for slot in range(num_slots)]
@@ -72,7 +73,9 @@ class WeightsRing:
 
     def write(self, control: Control, fill: Callable[[NDArray[np.uint8]], None]) -> None:
         """Publish; `fill` writes the message in place. Local."""
-        slot, count = control.publication % self._num_slots, control.publication + 1
+        # In turn, whatever was passed over, so that the newest stays whole while the next is written.
+        slot, count = self._written % self._num_slots, control.publication + 1
+        self._written += 1
         self._begin[slot][0] = count
         self._fence()
         fill(self._messages[slot])
@@ -82,6 +85,7 @@ class WeightsRing:
         self._fence()
         self._end[slot][0] = count
         self._boundaries[0] = control.boundaries
+        self._newest_slot[0] = slot
         self._fence()
         self._newest[0] = count
 
@@ -101,15 +105,17 @@ class WeightsRing:
         return control if self.newest >= control.publication else None
 
     def read(self, publication: int, weights: NDArray[np.float32]) -> Control:
-        """Copy the weights of a publication into `weights`, float32 [N]. Local.
+        """Copy the weights of a publication into `weights`, float32 [N]; none may have been passed over. Local.
 
         Raises:
             TransportError: it was overwritten, or the writer interfered too often.
         """
+        slot = publication % self._num_slots
         for _ in range(_MAX_RETRIES):
-            if (control := self._try(publication, weights)) is not None:
+            control = self._try(slot, weights)
+            if control is not None and control.publication == publication:
                 return control
-            begin = int(self._begin[publication % self._num_slots][0])
+            begin = int(self._begin[slot][0])
             if begin > publication + 1:
                 raise TransportError(f"the weights of publication {publication} were overwritten by {begin - 1}")
         raise TransportError(f"the weights of publication {publication} could not be read in {_MAX_RETRIES} tries")
@@ -121,18 +127,18 @@ class WeightsRing:
             TransportError: the writer interfered too often.
         """
         for _ in range(_MAX_RETRIES):
-            if (control := self._try(self.newest, weights)) is not None:
+            self._fence()
+            if (control := self._try(int(self._newest_slot[0]), weights)) is not None:
                 return control
         raise TransportError(f"the newest weights could not be read whole in {_MAX_RETRIES} tries")
 
-    def _try(self, publication: int, weights: NDArray[np.float32]) -> Control | None:
-        slot = publication % self._num_slots
+    def _try(self, slot: int, weights: NDArray[np.float32]) -> Control | None:
         end = int(self._end[slot][0])
         self._fence()
         control = unpack(self._messages[slot], weights)
         self._fence()
         begin = int(self._begin[slot][0])
-        return control if begin == end == publication + 1 else None
+        return control if begin == end == control.publication + 1 else None
 
 
 def message_nbytes(num_weights: int) -> int:

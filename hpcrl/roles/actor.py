@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hpcrl.activity import Phase
 from hpcrl.cluster.transport import UnrollSender
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control, WeightsSubscriber
-from hpcrl.envs.episodes import EpisodeEnvs, Step
+from hpcrl.envs.episodes import EpisodeEnvs, unroll_rows
 from hpcrl.envs.restore import Restored
 from hpcrl.metrics import Differences
 from hpcrl.models.distributions import ActionHead
 from hpcrl.models.exploration import mix_uniform
-from hpcrl.noise import Purpose, uniforms
+from hpcrl.noise import Purpose, UniformsAhead
 from hpcrl.roles.account import UnrollAccount
 from hpcrl.roles.boundary import Boundary
 from hpcrl.roles.inference import Inference
@@ -51,13 +52,15 @@ class Actor:
         requests: Requests,
         waiter: Waiter,
     ) -> None:
-        self._rank, self._seed = rank, seed
+        self._rank = rank
         self._groups = groups
         self._inference, self._head, self._epsilon = inference, head, epsilon
         self._requests, self._waiter = requests, waiter
-        edges = np.cumsum([0, *(group.num_envs for group in groups)]).tolist()
-        self._columns = [slice(first, end) for first, end in zip(edges, edges[1:], strict=False)]
-        self.num_envs = int(edges[-1])
+        edges = list(accumulate((group.num_envs for group in groups), initial=0))
+        self._columns = [slice(first, end) for first, end in pairwise(edges)]
+        self.num_envs = edges[-1]
+        self._noise = [UniformsAhead(seed, group.env_index, Purpose.ACTION, head.noise_size) for group in groups]
+        self._slots: dict[int, tuple[Unroll, list[_Views]]] = {}
 
     def fill(self, unroll: Unroll, policy_version: int) -> None:
         """Act for T steps in all environments (fewer where the table of final observations is full). Local."""
@@ -75,15 +78,15 @@ class Actor:
         self._waiter.activity.enter(Phase.TRANSPORT)
 
     def _act(self, unroll: Unroll) -> None:
-        noise = self._noise(unroll.spec.unroll_length)
-        behaviour: list[list[torch.Tensor]] = [[] for _ in self._groups]
-        for group, (envs, columns) in enumerate(zip(self._groups, self._columns, strict=True)):
-            unroll.observation[0, columns] = envs.observation
-            self._inference.ask(group, unroll.observation[0, columns])
+        slot = self._views(unroll)
+        behaviour: list[list[Tensor]] = [[] for _ in self._groups]
+        for group, envs in enumerate(self._groups):
+            slot[group].first_observation[...] = envs.observation
+            self._inference.ask(group, slot[group].observation[0])
         length = 0
         while length < unroll.length:
             for group in range(len(self._groups)):
-                self._step(unroll, length, group, noise[group][length], behaviour[group])
+                self._step(unroll, slot[group], length, group, behaviour[group])
             length += 1
             self._waiter.tick()
             # The next step may need a row for every environment.
@@ -94,40 +97,36 @@ class Actor:
                     self._inference.answer(group)
         self._finish(unroll, behaviour)
 
-    def _noise(self, length: int) -> list[torch.Tensor]:
-        """Uniform numbers float32 [T, b, noise_size] for each group."""
-        return [
-            torch.from_numpy(
-                uniforms(
-                    self._seed,
-                    envs.env_index,
-                    envs.rows + np.arange(length)[:, None],
-                    Purpose.ACTION,
-                    self._head.noise_size,
-                )
-            )
-            for envs in self._groups
-        ]
+    def _views(self, unroll: Unroll) -> list[_Views]:
+        """The views of a slot, made once: slots are used again and again."""
+        known = self._slots.get(id(unroll))
+        if known is None or known[0] is not unroll:
+            known = (unroll, [_Views(unroll, columns) for columns in self._columns])
+            self._slots[id(unroll)] = known
+        return known[1]
 
-    def _step(self, unroll: Unroll, t: int, group: int, noise: torch.Tensor, behaviour: list[torch.Tensor]) -> None:
+    def _step(self, unroll: Unroll, views: _Views, t: int, group: int, behaviour: list[Tensor]) -> None:
         """One step of one group: its actions, and the question for the next ones."""
-        envs, columns, activity = self._groups[group], self._columns[group], self._waiter.activity
+        envs, activity = self._groups[group], self._waiter.activity
         activity.enter(Phase.INFERENCE)
         with torch.inference_mode():
             parameters, version = self._inference.answer(group)
             if self._epsilon:
                 parameters = mix_uniform(parameters, self._epsilon)
-            unroll.action[t, columns] = self._head.sample(parameters, noise).numpy()
+            noise = torch.from_numpy(self._noise[group].at(envs.rows))
+            action = self._head.sample(parameters, noise).numpy()
+        views.action[t][...] = action
         behaviour.append(parameters)
         if version is not None:
-            unroll.row_version[t, columns] = version
+            unroll.row_version[t, views.columns] = version
         activity.enter(Phase.ACTING)
-        _write_step(unroll, t, columns, envs.step(unroll.action[t, columns]))
-        unroll.observation[t + 1, columns] = envs.observation
+        finals = envs.step_into(views.action[t], views.rows[t])
+        if len(finals.rows):
+            _add_finals(unroll, t, finals.observations, finals.rows + views.columns.start)
         if t + 1 < unroll.length:
-            self._inference.ask(group, unroll.observation[t + 1, columns])
+            self._inference.ask(group, views.observation[t + 1])
 
-    def _finish(self, unroll: Unroll, behaviour: Sequence[Sequence[torch.Tensor]]) -> None:
+    def _finish(self, unroll: Unroll, behaviour: Sequence[Sequence[Tensor]]) -> None:
         """Log-probabilities under the distributions that were sampled, all rows at once, and the first version."""
         self._waiter.activity.enter(Phase.INFERENCE)
         length = unroll.length
@@ -154,20 +153,23 @@ class Actor:
             group.close()
 
 
-def _write_step(unroll: Unroll, t: int, columns: slice, step: Step) -> None:
-    unroll.reward[t, columns] = step.reward
-    unroll.terminated[t, columns] = step.terminated
-    unroll.truncated[t, columns] = step.truncated
-    unroll.valid[t, columns] = step.valid
-    unroll.episode_number[t, columns] = step.episode_number
-    unroll.episode_return[t, columns] = step.episode_return
-    unroll.episode_length[t, columns] = step.episode_length
-    if count := len(step.final_rows):
-        first = unroll.num_finals
-        unroll.final_observation[first : first + count] = step.final_observations
-        unroll.final_index[first : first + count, 0] = t
-        unroll.final_index[first : first + count, 1] = step.final_rows + columns.start
-        unroll.set_header(num_finals=first + count)
+class _Views:
+    """What an actor touches of one slot and one group at every step, cut out once."""
+
+    def __init__(self, unroll: Unroll, columns: slice) -> None:
+        self.columns = columns
+        self.first_observation = unroll.observation[0, columns]
+        self.observation = torch.from_numpy(unroll.observation)[:, columns].unbind()
+        self.action = list(unroll.action[:, columns])
+        self.rows = unroll_rows(unroll, columns)
+
+
+def _add_finals(unroll: Unroll, t: int, observations: NDArray, columns: NDArray) -> None:
+    first, end = unroll.num_finals, unroll.num_finals + len(columns)
+    unroll.final_observation[first:end] = observations
+    unroll.final_index[first:end, 0] = t
+    unroll.final_index[first:end, 1] = columns
+    unroll.set_header(num_finals=end)
 
 
 class ActorRank:
@@ -186,7 +188,7 @@ class ActorRank:
         self,
         actor: Actor,
         schedule: Schedule,
-        weights: torch.Tensor,
+        weights: Tensor,
         subscriber: WeightsSubscriber,
         sender: UnrollSender,
         waiter: Waiter,

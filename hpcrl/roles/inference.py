@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcrl.activity import Phase
@@ -19,8 +18,8 @@ from hpcrl.models.policy import Policy
 class Inference(Protocol):
     """Parameters of action distributions, for each group of an actor's environments apart."""
 
-    def ask(self, group: int, observation: NDArray) -> None:
-        """Ask for the environments of a group; observation is [b, ...] and may change after the call. Local."""
+    def ask(self, group: int, observation: Tensor) -> None:
+        """Ask for the environments of a group; observation [b, ...] must stay as it is until the answer. Local."""
 
     def answer(self, group: int) -> tuple[Tensor, int | None]:
         """Parameters float32 [b, P] for the last question, and the version of the weights where it is not the actor's.
@@ -34,13 +33,13 @@ class OwnInference:
 
     def __init__(self, policy: Policy, num_groups: int) -> None:
         self._policy = policy
-        self._questions: list[NDArray] = [np.empty(0)] * num_groups
+        self._questions = [torch.empty(0)] * num_groups
 
-    def ask(self, group: int, observation: NDArray) -> None:
+    def ask(self, group: int, observation: Tensor) -> None:
         self._questions[group] = observation
 
     def answer(self, group: int) -> tuple[Tensor, int | None]:
-        return self._policy.parameters_of(torch.from_numpy(self._questions[group])), None
+        return self._policy.parameters_of(self._questions[group]), None
 
 
 class LearnerInference:
@@ -50,9 +49,9 @@ class LearnerInference:
         self._channels, self._waiter = channels, waiter
         self._answers = [torch.from_numpy(channel.parameters) for channel in channels]
 
-    def ask(self, group: int, observation: NDArray) -> None:
+    def ask(self, group: int, observation: Tensor) -> None:
         channel = self._channels[group]
-        channel.observation[:] = observation
+        channel.observation[:] = observation.numpy()
         channel.ask()
 
     def answer(self, group: int) -> tuple[Tensor, int | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, cast
 
 import tests.no_mpi  # noqa: F401
 
@@ -14,19 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpcrl.activity import Activity
 from hpcrl.algorithms.batch import Batch, evaluate
 from hpcrl.algorithms.returns import generalised_advantages
 from hpcrl.envs.episodes import EpisodeEnvs
-from hpcrl.envs.factory import describe_task
-from hpcrl.models.policy import Policy
-from hpcrl.roles.actor import Actor
-from hpcrl.roles.batching import Batcher, finished_episodes
-from hpcrl.signals import Requests
-from hpcrl.unroll import Unroll, UnrollSpec
+from hpcrl.roles.batching import finished_episodes
+from hpcrl.unroll import Unroll
+from tests.playing import SEED, TIME, Playing, stacked, whole
 from tests.reference import Column
 
-SEED, TIME = 5, 8
 ROWS = (
     "action",
     "reward",
@@ -41,36 +35,6 @@ ROWS = (
 #: Pendulum, but every episode is truncated after two steps.
 SHORT = "hpcrl-tests/ShortPendulum-v0"
 gym.register(SHORT, "gymnasium.envs.classic_control:PendulumEnv", max_episode_steps=2)
-
-
-class Waiter:
-    """What an actor needs of a waiter while it acts."""
-
-    def __init__(self) -> None:
-        self.activity, self.ticks = Activity(), 0
-
-    def tick(self) -> None:
-        self.ticks += 1
-
-
-class Playing:
-    """An actor, and what it was made of."""
-
-    def __init__(self, env_id: str, num_envs: int, num_finals: int, first_env: int = 0, rank: int = 3) -> None:
-        task = describe_task(env_id, "sync")
-        self.policy = Policy(task, (6,), "tanh", False)
-        self.policy.initialise(2)
-        self.requests, self.waiter = Requests(), Waiter()
-        self.envs = EpisodeEnvs(env_id, "sync", task, num_envs, first_env, SEED)
-        self.spec = UnrollSpec(task, TIME, num_envs, first_env, num_finals)
-        self._actor = Actor(rank, self.envs, self.policy, SEED, self.requests, cast(Any, self.waiter))
-
-    def fill(self, version: int = 0) -> Unroll:
-        """One unroll, over memory that held something else before."""
-        unroll = Unroll(self.spec)
-        unroll.buffer[:] = 1
-        self._actor.fill(unroll, version)
-        return unroll
 
 
 def together(unrolls: list[Unroll]) -> dict[str, np.ndarray]:
@@ -128,12 +92,13 @@ def test_recorded_log_probabilities_are_those_of_a_replay(env_id: str) -> None:
 
 
 def test_actions_do_not_depend_on_how_environments_are_dealt() -> None:
-    whole = [unroll for playing in [Playing("CartPole-v1", 4, 8)] for unroll in (playing.fill(), playing.fill())]
+    undivided = Playing("CartPole-v1", 4, 8)
+    all_four = [undivided.fill(), undivided.fill()]
     halves = []
     for first in (0, 2):
         playing = Playing("CartPole-v1", 2, 4, first)
         halves.append(together([playing.fill(), playing.fill()]))
-    for name, expected in together(whole).items():
+    for name, expected in together(all_four).items():
         got = np.concatenate([half[name] for half in halves], 1)
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7, err_msg=name)
 
@@ -150,11 +115,6 @@ def test_the_header() -> None:
     assert [(u.save_requested, u.stop_requested) for u in (first, second, third)] == [(0, 0), (1, 0), (0, 1)]
 
 
-def test_an_actor_without_environments_fills_nothing() -> None:
-    unroll = Playing("CartPole-v1", 0, 0).fill(version=4)
-    assert (unroll.policy_version, unroll.length, unroll.valid.size) == (4, TIME, 0)
-
-
 @pytest.mark.parametrize(("num_envs", "num_finals", "length"), [(2, 2, 2), (2, 4, 4), (2, 5, 4), (2, 6, 6), (2, 8, 8)])
 def test_an_unroll_is_cut_where_the_next_step_may_not_fit(num_envs: int, num_finals: int, length: int) -> None:
     unroll = Playing(SHORT, num_envs, num_finals).fill()
@@ -167,15 +127,15 @@ def test_an_unroll_is_cut_where_the_next_step_may_not_fit(num_envs: int, num_fin
 
 @pytest.mark.parametrize("num_finals", [2, 3, 5])
 def test_pieces_that_were_cut_lose_no_step(num_finals: int) -> None:
-    whole_playing, cut_playing = Playing(SHORT, 2, 2 * TIME), Playing(SHORT, 2, num_finals)
-    whole = together([whole_playing.fill() for _ in range(3)])
+    uncut_playing, cut_playing = Playing(SHORT, 2, 2 * TIME), Playing(SHORT, 2, num_finals)
+    uncut = together([uncut_playing.fill() for _ in range(3)])
     pieces = [cut_playing.fill()]
     while sum(piece.length for piece in pieces) < 3 * TIME:
         pieces.append(cut_playing.fill())
         assert pieces[-1].first_env_step == sum(piece.length for piece in pieces[:-1])
         assert np.array_equal(pieces[-1].observation[0], pieces[-2].observation[pieces[-2].length])
     for name, got in together(pieces).items():
-        np.testing.assert_array_equal(got[: 3 * TIME], whole[name], err_msg=name)
+        np.testing.assert_array_equal(got[: 3 * TIME], uncut[name], err_msg=name)
 
 
 def read_off(observation: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,12 +148,12 @@ def advantages(batch: Batch, lambda_: float) -> Tensor:
 
 
 def test_learning_from_pieces_is_exact() -> None:
-    whole, cut = Playing(SHORT, 2, 2 * TIME), Playing(SHORT, 2, 3)
-    expected = advantages(Batcher([whole.spec]).stack([whole.fill()]), 0.8)
+    uncut, cut = Playing(SHORT, 2, 2 * TIME), Playing(SHORT, 2, 3)
+    expected = advantages(stacked(whole(uncut.fill())), 0.8)
     got: list[Tensor] = []
     while sum(map(len, got)) < TIME:
         unroll = cut.fill()
-        batch = Batcher([cut.spec]).stack([unroll])
+        batch = stacked(whole(unroll))
         got.append(advantages(batch, 0.8)[: unroll.length])
         for b in range(2):
             column = Column(batch, b, lambda row: row[0])
@@ -201,32 +161,6 @@ def test_learning_from_pieces_is_exact() -> None:
             np.testing.assert_allclose(got[-1][:, b], slow, rtol=1e-4, atol=1e-4)
     # The episodes are as long as the pieces, so that no cut goes through one.
     torch.testing.assert_close(torch.cat(got)[:TIME], expected)
-
-
-def test_unrolls_of_several_actors_are_stacked_side_by_side() -> None:
-    first, second, nobody = Playing(SHORT, 2, 4), Playing(SHORT, 3, 9, first_env=2), Playing(SHORT, 0, 0)
-    players = [first, nobody, second]
-    batcher = Batcher([playing.spec for playing in players])
-    for _ in range(2):
-        unrolls = [playing.fill() for playing in players]
-        batch = batcher.stack(unrolls)
-        for name in (
-            "observation",
-            "action",
-            "reward",
-            "behaviour_log_prob",
-            "terminated",
-            "truncated",
-            "valid",
-        ):
-            expected = np.concatenate([getattr(unroll, name) for unroll in unrolls], 1)
-            assert np.array_equal(getattr(batch, name).numpy(), expected)
-        ends = batch.truncated & ~batch.terminated
-        assert sorted(batch.final_index.tolist()) == ends.nonzero().tolist()
-        for (t, b), final in zip(batch.final_index.tolist(), batch.final_observation, strict=True):
-            unroll, column = (unrolls[0], b) if b < 2 else (unrolls[2], b - 2)
-            place = unroll.final_index[: unroll.num_finals].tolist().index([t, column])
-            assert np.array_equal(final.numpy(), unroll.final_observation[place])
 
 
 def test_episodes_are_found_where_they_end() -> None:

@@ -54,6 +54,7 @@ FREE = {
     "stop_return",
     "tensorboard",
     "episode_log",
+    "profile",
     "eval_at_start",
     "eval_deterministic",
     "placement",

@@ -25,7 +25,7 @@ from tests.policies import columns_of, gradient, log_prob, make_policy
 from tests.reference import Correction
 
 OPTIONS = {"gamma": 0.9, "gae_lambda": 0.8, "value_coef": 0.7}
-CLIPS = {"rho_bar": 1.1, "c_bar": 0.9, "pg_rho_bar": 1.3}
+CLIPS = {"rho_bar": 1.1, "c_bar": 0.9, "pg_rho_bar": 0.8}
 CONFIG_OF: dict[str, ActorCriticConfig] = {
     "a2c": A2CConfig(**OPTIONS),
     "impala": ImpalaConfig(**OPTIONS, **CLIPS),
@@ -76,7 +76,7 @@ def reference(policy: Policy, batch: Batch, algorithm: str, learned: Targets | N
             policy_loss, error, entropy = (x.item() for x in (policy_loss, error, entropy))
             kl = rho - 1 - math.log(rho)
             sums[:-2] += [1, policy_loss, error**2 / 2, entropy, kl, target, target**2, error, error**2]
-            sums[-2:] += [rho, rho > config.pg_rho_bar]
+            sums[-2:] += [rho, math.log(rho) > math.log(config.pg_rho_bar) + 1e-4]
     return Loss(total, torch.tensor(sums, dtype=torch.float32), None)
 
 

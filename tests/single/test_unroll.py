@@ -17,7 +17,7 @@ CARTPOLE = Task(Space("box", (4,), "float32"), Space("discrete", (), "int64", 2)
 IMAGES = Task(Space("box", (2, 3), "uint8"), Space("box", (2,), "float32", low=(-1, -1), high=(1, 1)), None, True)
 NUMBERS = Task(Space("discrete", (), "int64", 9), Space("discrete", (), "int64", 2), None, True)
 
-#: Shape and dtype of every field for T = 5, B = 3, K = 2, observations O and actions A.
+#: Shape and dtype of every field of a versioned unroll for T = 5, B = 3, K = 2, observations O and actions A.
 TABLE: dict[str, tuple[tuple[Any, ...], str | None]] = {
     "header": ((8,), "int64"),
     "observation": ((6, 3, "O"), None),
@@ -32,6 +32,7 @@ TABLE: dict[str, tuple[tuple[Any, ...], str | None]] = {
     "episode_number": ((5, 3), "int64"),
     "episode_return": ((5, 3), "float64"),
     "episode_length": ((5, 3), "int64"),
+    "row_version": ((5, 3), "int64"),
 }
 HEADER = (
     "actor",
@@ -46,7 +47,7 @@ HEADER = (
 
 
 def make_spec(task: Task = CARTPOLE, num_envs: int = 3) -> UnrollSpec:
-    return UnrollSpec(task, 5, num_envs, 10, 2)
+    return UnrollSpec(task, 5, num_envs, 10, 2, versioned=True)
 
 
 @pytest.mark.parametrize("task", [CARTPOLE, IMAGES, NUMBERS])
@@ -101,6 +102,13 @@ def test_buffers_that_do_not_fit_are_refused() -> None:
     for buffer in wrong:
         with pytest.raises(ShapeError, match=f"an unroll needs {size} contiguous bytes, got "):
             Unroll(make_spec(), buffer)
+
+
+def test_only_a_versioned_unroll_has_room_for_versions() -> None:
+    plain = UnrollSpec(CARTPOLE, 5, 3, 10, 2)
+    assert Unroll(plain).row_version.shape == (0, 3)
+    assert make_spec().nbytes - plain.nbytes == 128
+    assert [field for field in make_spec().fields if field.name != "row_version"] == list(plain.fields)[:-1]
 
 
 def test_an_actor_without_environments_has_an_unroll() -> None:
