@@ -22,7 +22,7 @@ from hpcrl.cluster.waiting import Waiter
 from hpcrl.spans import Spans, SpanTable
 from hpcrl.storage.durable import write_durably
 
-#: Spans that a rank keeps, and all ranks together: with some 150 bytes each, what a browser still opens.
+#: Spans that a rank keeps, and all ranks together: at some 110 bytes each, what a browser still opens.
 SPANS_OF_A_RANK = 100_000
 SPANS_OF_A_RUN = 2_000_000
 _PHASES = [phase.name.lower() for phase in Phase]

@@ -288,7 +288,7 @@ def test_weights_that_are_at_hand_are_not_copied_again() -> None:
     assert subscriber.fetch_newest(got, held) is held and (got == 99).all()
     publish(writer, 2)
     assert subscriber.has(1) and subscriber.fetch_newest(got, held) == control_of(2)
-    assert np.array_equal(got, weights_of(2)) and subscriber.fetch(2, got) == control_of(2)
+    assert np.array_equal(got, weights_of(2)) and subscriber.fetch(0, got) == control_of(0)
 
 
 def make_ends(actor: int = 4, num_slots: int = 2) -> tuple[SharedSender, SharedReceiver]:
