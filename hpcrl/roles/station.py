@@ -29,6 +29,9 @@ from hpcrl.signals import Requests
 from hpcrl.spaces import Task
 from hpcrl.unroll import UnrollSpec, num_finals
 
+#: Just below the largest threshold that glibc learns from what is freed.
+_LARGEST_KEPT_BYTES = 31 * 2**20
+
 
 class Station:
     """The parts of one rank. Collective over the world to make.
@@ -48,6 +51,7 @@ class Station:
         self.policy = make_policy(config, task)
         self.flat = FlatParameters(self.policy, len(STATISTICS) if ranks.is_learner else 0)
         limit_threads(config.learner_cores if ranks.is_learner else 1)
+        keep_freed_memory()
         self._specs = {actor: self._unroll_spec(block) for actor, block in ranks.layout.env_blocks.items()}
         self._links = Links(ranks, self._link_sizes(), waiter)
         self.actor: Actor | None = None
@@ -173,3 +177,12 @@ def limit_threads(cores: int) -> None:
         raise ConfigError(f"--learner-cores {cores} is more than the {available} cores that this rank may use")
     torch.set_num_threads(cores)
     threadpoolctl.threadpool_limits(cores)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed, for the next update. Local.
+
+    glibc gives pieces of some megabytes back to the system and takes them anew at every update, page by page, until
+    it has seen a larger one freed.
+    """
+    torch.empty(_LARGEST_KEPT_BYTES, dtype=torch.uint8)

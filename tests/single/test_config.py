@@ -8,13 +8,29 @@ import math
 from pathlib import Path
 from typing import Any
 
+import tests.no_mpi  # noqa: F401
+
+# isort: split
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcrl.config import MAX_SEED, A2CConfig, config_class, from_facts, from_json, to_json
+from hpcrl.config import (
+    CONFIGS,
+    MAX_SEED,
+    A2CConfig,
+    AppoConfig,
+    ImpalaConfig,
+    TrainConfig,
+    config_class,
+    from_facts,
+    from_json,
+    to_json,
+)
 from hpcrl.errors import ConfigError
 from hpcrl.presets import PRESETS
+from hpcrl.spaces import Space, Task
+from hpcrl.trainer import require_playable
 
 NOT_POSITIVE_WHOLE = (0, -1)
 NEGATIVE = (-1, math.nan)
@@ -45,7 +61,13 @@ OUTSIDE = {
     "learners": NOT_POSITIVE_WHOLE,
     "hidden_sizes": ((64, 0), (-1,)),
     "env": ("",),
+    **dict.fromkeys(("batch_envs", "replay_epochs"), NOT_POSITIVE_WHOLE),
+    **dict.fromkeys(("rho_bar", "c_bar", "pg_rho_bar"), (0.0, -1.0, math.nan)),
+    "behaviour_epsilon": (-0.1, 1.0001, math.nan),
+    "clip_range": (0.0, -0.1, math.inf, math.nan),
 }
+#: Fields whose range depends on others.
+CHECKED_APART = {"entropy_coef_final", "max_lag", "deterministic"}
 #: Fields of which every value of their type can be run.
 FREE = {
     "vector",
@@ -64,13 +86,21 @@ FREE = {
     "rmsprop_epsilon_inside",
     "normalise_advantages",
     "loss_reduction",
+    "schedule",
+    "on_stale",
+    "inference",
 }
+
+
+def owner(name: str) -> type[TrainConfig]:
+    """The first algorithm that has a field."""
+    return next(cls for cls in CONFIGS.values() if name in {field.name for field in dataclasses.fields(cls)})
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in OUTSIDE.items() for value in values])
 def test_a_value_out_of_range_is_one_sentence_that_names_the_flag(name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
-        A2CConfig(**{name: value})
+        owner(name)(**{name: value})
     message = str(caught.value)
     assert message.startswith("--" + name.replace("_", "-") + " must be ")
     assert message.endswith(f"got {value!r}") and "\n" not in message
@@ -83,12 +113,89 @@ def test_the_last_entropy_coefficient_is_checked_too(value: float) -> None:
 
 
 def test_every_field_is_checked_or_known_to_be_free() -> None:
-    assert {field.name for field in dataclasses.fields(A2CConfig)} == set(OUTSIDE) | FREE | {"entropy_coef_final"}
+    fields = {field.name for cls in CONFIGS.values() for field in dataclasses.fields(cls)}
+    assert fields == set(OUTSIDE) | FREE | CHECKED_APART
+    assert not FREE & (set(OUTSIDE) | CHECKED_APART)
 
 
-def test_every_field_has_a_help_text_and_a_group() -> None:
-    for field in dataclasses.fields(A2CConfig):
+@pytest.mark.parametrize("algorithm", CONFIGS)
+def test_every_field_has_a_help_text_and_a_group(algorithm: str) -> None:
+    for field in dataclasses.fields(CONFIGS[algorithm]):
         assert field.metadata["help"].endswith((".", ")")) and field.metadata["group"]
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "batch_envs", "epochs", "least"),
+    [
+        (32, 32, 1, 0),
+        (32, 16, 1, 1),
+        (16, 32, 1, 0),
+        (3, 2, 1, 1),
+        (5, 7, 1, 1),
+        (32, 4, 1, 7),
+        (32, 32, 3, 2),
+        (6, 2, 2, 5),
+    ],
+)
+def test_the_most_lag_is_at_least_what_the_sizes_need(num_envs: int, batch_envs: int, epochs: int, least: int) -> None:
+    sizes = {"num_envs": num_envs, "batch_envs": batch_envs, "replay_epochs": epochs}
+    assert ImpalaConfig(**sizes).lag_bound == least + 8
+    assert ImpalaConfig(**sizes, max_lag=least).lag_bound == least
+    with pytest.raises(ConfigError) as caught:
+        ImpalaConfig(**sizes, max_lag=least - 1)
+    message = str(caught.value)
+    assert message.startswith(f"--max-lag must be at least {least}, since ") and message.endswith(f"got {least - 1}")
+    assert "\n" not in message
+
+
+def test_the_learner_can_not_answer_with_exactly_the_weights_of_a_schedule() -> None:
+    with pytest.raises(ConfigError, match=r"^--deterministic must be false with --inference learner, got True$"):
+        ImpalaConfig(deterministic=True, inference="learner")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, False),
+        ({"schedule": "lockstep"}, True),
+        ({"max_lag": 0}, True),
+        ({"max_lag": 1}, False),
+        ({"schedule": "lockstep", "max_lag": 3}, True),
+    ],
+)
+def test_no_lag_is_lockstep(options: Any, expected: bool) -> None:
+    assert ImpalaConfig(**options).in_lockstep == expected
+
+
+DISCRETE = Task(Space("box", (4,), "float32"), Space("discrete", (), "int64", 2), 500, True)
+CONTINUOUS = Task(DISCRETE.observation, Space("box", (1,), "float32", low=(-2,), high=(2,)), 200, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "task", "ranks", "message"),
+    [
+        (
+            {"behaviour_epsilon": 0.1},
+            CONTINUOUS,
+            3,
+            "--behaviour-epsilon needs discrete actions, CartPole-v1 has a box",
+        ),
+        ({"inference": "learner"}, DISCRETE, 1, "--inference learner needs actors on ranks of their own"),
+        ({"inference": "learner", "placement": "colocated"}, DISCRETE, 3, "--inference learner needs actors on ranks"),
+    ],
+)
+def test_what_fits_no_task_or_world_is_one_sentence(options: Any, task: Task, ranks: int, message: str) -> None:
+    for cls in (ImpalaConfig, AppoConfig):
+        with pytest.raises(ConfigError, match="^" + message) as caught:
+            require_playable(cls(**options), task, ranks)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_fits_is_played() -> None:
+    require_playable(A2CConfig(), CONTINUOUS, 1)
+    require_playable(ImpalaConfig(behaviour_epsilon=0.1), DISCRETE, 1)
+    require_playable(ImpalaConfig(), CONTINUOUS, 1)
+    require_playable(ImpalaConfig(inference="learner"), CONTINUOUS, 2)
 
 
 @pytest.mark.parametrize(
@@ -108,10 +215,15 @@ def test_every_field_has_a_help_text_and_a_group() -> None:
         ("checkpoint_every", 0),
         ("eval_every", 0),
         ("unroll_length", 1),
+        ("behaviour_epsilon", 0.0),
+        ("behaviour_epsilon", 1.0),
+        ("rho_bar", math.inf),
+        ("batch_envs", 1),
+        ("replay_epochs", 1),
     ],
 )
 def test_the_ends_of_the_ranges_are_allowed(name: str, value: Any) -> None:
-    assert getattr(A2CConfig(**{name: value}), name) == value
+    assert getattr(owner(name)(**{name: value}), name) == value
 
 
 def test_an_iteration_is_a_share_of_the_run() -> None:
@@ -131,8 +243,10 @@ def test_presets_survive_json(name: str) -> None:
 
 unit = st.floats(0, 1)
 whole = st.integers(1, 10**9)
+algorithms = st.sampled_from(list(CONFIGS.values()))
 configs = st.builds(
-    A2CConfig,
+    lambda cls, **values: cls(**values),
+    algorithms,
     env=st.text(min_size=1),
     num_envs=whole,
     vector=st.sampled_from(["sync", "native"]),
@@ -154,11 +268,24 @@ configs = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
-@given(configs)
-def test_any_configuration_survives_json(config: A2CConfig) -> None:
+run_ahead = st.builds(
+    lambda cls, **values: cls(**values),
+    st.sampled_from([ImpalaConfig, AppoConfig]),
+    schedule=st.sampled_from(["run-ahead", "lockstep"]),
+    batch_envs=st.integers(32, 10**6),
+    replay_epochs=st.integers(1, 4),
+    max_lag=st.none() | st.integers(7, 100),
+    on_stale=st.sampled_from(["drop", "wait"]),
+    behaviour_epsilon=unit,
+    rho_bar=st.floats(0.1, 10),
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(configs | run_ahead)
+def test_any_configuration_survives_json(config: TrainConfig) -> None:
     again = through_json(config)
-    assert again == config and type(again) is A2CConfig
+    assert again == config and type(again) is type(config)
     assert to_json(again) == to_json(config)
 
 
@@ -186,11 +313,18 @@ def test_any_configuration_survives_json(config: A2CConfig) -> None:
         ("hidden_sizes", [[64]]),
         ("hidden_sizes", [True]),
         ("loss_reduction", {}),
+        ("schedule", "ahead"),
+        ("max_lag", 1.5),
+        ("max_lag", True),
+        ("on_stale", None),
+        ("inference", "both"),
+        ("behaviour_epsilon", "0.1"),
+        ("deterministic", 1),
     ],
 )
 def test_a_value_of_another_type_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
-        from_json({**to_json(A2CConfig()), name: value})
+        from_json({**to_json(owner(name)()), name: value})
 
 
 def test_a_value_out_of_range_in_json_is_refused() -> None:
