@@ -147,6 +147,11 @@ class ActorCriticConfig(TrainConfig):
         """Columns [T, .] of one update, over all learners."""
         return self.num_envs
 
+    @property
+    def num_epochs(self) -> int:
+        """Updates from every batch."""
+        return 1
+
 
 @dataclass(frozen=True)
 class A2CConfig(ActorCriticConfig):
@@ -214,6 +219,11 @@ class ImpalaConfig(ActorCriticConfig):
     def update_envs(self) -> int:
         """Columns [T, .] of one update, over all learners."""
         return self.batch_envs
+
+    @property
+    def num_epochs(self) -> int:
+        """Updates from every batch."""
+        return self.replay_epochs
 
     @property
     def least_lag(self) -> int:

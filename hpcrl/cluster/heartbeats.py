@@ -90,7 +90,7 @@ class Heartbeats:
         """On one node somebody must be at work; for longer than the time-out nobody was: a fault of ours."""
         stamps = [self._activity.stamp, *self._near.values()]
         state = tuple(int(word) for stamp in stamps for word in stamp[:2])
-        idle = all(stamp[0] in (Phase.WAITING, Phase.TRANSPORT, Phase.REDUCING) for stamp in stamps)
+        idle = all(stamp[0] in (Phase.WAITING, Phase.REDUCING) for stamp in stamps)
         if not idle or state != self._idle_state:
             self._idle_state, self._idle_since = state, now
         elif now - self._idle_since > self._timeout_s + _DEADLOCK_MARGIN_S:
@@ -165,4 +165,4 @@ class _FarHeartbeats:
 
 def _describe(rank: int, stamp: np.ndarray, age_s: float) -> str:
     phase = Phase(int(stamp[0])).name.lower()
-    return f"rank {rank} gave no sign of life for {age_s:.0f} s while {phase} at update {int(stamp[1])}"
+    return f"rank {rank} gave no sign of life for {age_s:.0f} s (phase {phase}, update {int(stamp[1])})"

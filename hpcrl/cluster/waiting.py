@@ -54,6 +54,6 @@ class Waiter:
                 time.sleep(delay)
                 delay = min(delay * 1.5, _LONGEST_SLEEP_S)
 
-    def request(self, request: Request, phase: Phase = Phase.TRANSPORT) -> None:
+    def request(self, request: Request, phase: Phase = Phase.WAITING) -> None:
         """Return once a non-blocking operation is complete."""
         self.until(request.Test, phase)

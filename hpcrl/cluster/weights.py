@@ -84,8 +84,10 @@ class WeightsRing:
             self._boundary_words[:] = control
         self._fence()
         self._end[slot][0] = count
-        self._boundaries[0] = control.boundaries
         self._newest_slot[0] = slot
+        self._fence()
+        # In this order: who sees a boundary finds its weights, and who sees the number sees the boundary.
+        self._boundaries[0] = control.boundaries
         self._fence()
         self._newest[0] = count
 
@@ -100,9 +102,7 @@ class WeightsRing:
         if self._boundaries[0] <= seen:
             return None
         self._fence()
-        control = Control(*self._boundary_words.tolist())
-        # It is announced before its weights are: who meets the others there looks for the newest ones.
-        return control if self.newest >= control.publication else None
+        return Control(*self._boundary_words.tolist())
 
     def read(self, publication: int, weights: NDArray[np.float32]) -> Control:
         """Copy the weights of a publication into `weights`, float32 [N]; none may have been passed over. Local.
@@ -193,11 +193,16 @@ class WeightsPublisher:
             cell.is_due = True
         self.progress()
         if self._every or control.flags:
-            waiter.until(lambda: self.progress() or not any(cell.is_due for cell in self._cells))
+            waiter.until(self._has_left)
 
     def progress(self) -> bool:
         """Send what is due and can leave; whether anything did. Local."""
         return any([cell.progress() for cell in self._cells])
+
+    def _has_left(self) -> bool:
+        """Send what can leave; whether nothing is due any more, to any cell."""
+        self.progress()
+        return not any(cell.is_due for cell in self._cells)
 
     def drain(self, waiter: Waiter) -> None:
         """Return once every message has left. Local."""

@@ -53,6 +53,7 @@ class Intake:
         receivers: of this learner's actors, in rank order.
         own_envs: environments of these actors.
         batcher: keeps the batch.
+        num_epochs: updates from every batch.
         requests, waiter: of this rank.
 
     Attributes:
@@ -69,9 +70,11 @@ class Intake:
         receivers: Sequence[UnrollReceiver],
         own_envs: int,
         batcher: Batcher,
+        num_epochs: int,
         requests: Requests,
         waiter: Waiter,
     ) -> None:
+        self._num_epochs = num_epochs
         self._schedule, self._comm, self._own_envs = schedule, comm, own_envs
         self._requests, self._waiter = requests, waiter
         self._rank, self._receivers = rank, receivers
@@ -119,7 +122,8 @@ class Intake:
 
         def use(pieces: list[Piece]) -> None:
             for unroll, first, end in pieces:
-                self.lag.add(learner_updates - unroll.policy_version, end - first)
+                for epoch in range(self._num_epochs):
+                    self.lag.add(learner_updates + epoch - unroll.policy_version, end - first)
             self.batcher.stack(pieces)
 
         self.inbox.take(columns, use)

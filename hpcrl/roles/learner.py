@@ -92,7 +92,7 @@ class Learner:
         agreed = self.intake.next(self.learner_updates, self._oldest_version())
         if agreed.steps:
             targets: Targets | None = None
-            for _ in range(self._num_epochs):
+            for _ in range(self.config.num_epochs):
                 targets = self._update(self.intake.batcher.batch, targets)
             self.env_steps += agreed.steps
         self.unrolls_cut += agreed.cut
@@ -102,15 +102,11 @@ class Learner:
         self._batches += 1
         return self._publish(flags)
 
-    @property
-    def _num_epochs(self) -> int:
-        return self.config.replay_epochs if isinstance(self.config, ImpalaConfig) else 1
-
     def _oldest_version(self) -> int:
         """The oldest weights whose unrolls the last update of the next batch may still learn from."""
         if not isinstance(self.config, ImpalaConfig):
             return self.learner_updates
-        return self.learner_updates + self._num_epochs - 1 - self.config.lag_bound
+        return self.learner_updates + self.config.num_epochs - 1 - self.config.lag_bound
 
     def _decide(self) -> Boundary:
         """What all ranks meet for after this batch; in lockstep only where no column of a round is left."""

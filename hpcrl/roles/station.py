@@ -120,6 +120,7 @@ class Station:
             [self._make_receiver(actor) for actor in fed_by],
             sum(len(blocks[actor]) for actor in fed_by),
             Batcher(self._task, self._config.unroll_length),
+            self._config.num_epochs,
             self._requests,
             self._waiter,
         )

@@ -23,14 +23,14 @@ _FOREVER = (
 )
 
 
-def _start(run_dir: Path, fault: str, *options: str, ranks: int = 3) -> Running:
+def _start(run_dir: Path, fault: str, *options: str, ranks: int = 3, algorithm: str = "a2c") -> Running:
     command = [
         sys.executable,
         "-m",
         "tests.faults",
         fault,
         "train",
-        "a2c",
+        algorithm,
         "--run-dir",
         str(run_dir),
         *_FOREVER,
@@ -39,9 +39,9 @@ def _start(run_dir: Path, fault: str, *options: str, ranks: int = 3) -> Running:
     return Running(launcher_command(ranks, command), environment=rank_environment(os.environ))
 
 
-@pytest.mark.parametrize("role", ["actor", "learner"])
-def test_an_exception_ends_the_job_with_its_traceback(tmp_path: Path, role: str) -> None:
-    done = _start(tmp_path / "run", f"{role}:raise@30").wait(timeout=30)
+@pytest.mark.parametrize(("role", "algorithm"), [("actor", "impala"), ("learner", "impala"), ("actor", "a2c")])
+def test_an_exception_ends_the_job_with_its_traceback(tmp_path: Path, role: str, algorithm: str) -> None:
+    done = _start(tmp_path / "run", f"{role}:raise@30", algorithm=algorithm).wait(timeout=30)
     rank = {"actor": 1, "learner": 0}[role]
     assert done.returncode == 1
     assert f"[rank {rank}] RuntimeError: a planted fault" in done.stderr
@@ -50,28 +50,31 @@ def test_an_exception_ends_the_job_with_its_traceback(tmp_path: Path, role: str)
 
 
 @pytest.mark.parametrize("role", ["actor", "learner"])
-@pytest.mark.parametrize("fault", ["exit", "kill"])
-def test_a_rank_that_vanishes_ends_the_job(tmp_path: Path, role: str, fault: str) -> None:
-    done = _start(tmp_path / "run", f"{role}:{fault}@30").wait(timeout=30)
+@pytest.mark.parametrize(("fault", "algorithm"), [("exit", "a2c"), ("kill", "impala")])
+def test_a_rank_that_vanishes_ends_the_job(tmp_path: Path, role: str, fault: str, algorithm: str) -> None:
+    done = _start(tmp_path / "run", f"{role}:{fault}@30", algorithm=algorithm).wait(timeout=30)
     assert done.returncode not in (0, None)
     assert weights(tmp_path / "run").size
 
 
 _STOPPED = {
-    "actor": (1, 3, ()),
-    "rank-0": (0, 3, ()),
-    "learner": (1, 2, ("--placement", "colocated")),
+    "actor": (1, 3, "impala", ()),
+    "rank-0": (0, 3, "a2c", ()),
+    "second-learner": (1, 4, "impala", ("--learners", "2")),
+    "learner": (1, 2, "a2c", ("--placement", "colocated")),
 }
 
 
-@pytest.mark.parametrize(("rank", "ranks", "options"), _STOPPED.values(), ids=_STOPPED)
+@pytest.mark.parametrize(("rank", "ranks", "algorithm", "options"), _STOPPED.values(), ids=_STOPPED)
 def test_a_stopped_rank_is_named_and_ends_the_job(
-    tmp_path: Path, rank: int, ranks: int, options: tuple[str, ...]
+    tmp_path: Path, rank: int, ranks: int, algorithm: str, options: tuple[str, ...]
 ) -> None:
-    running = _start(tmp_path / "run", f"{rank}:stop@30", "--hang-timeout", "3", *options, ranks=ranks)
+    hang = ("--hang-timeout", "3")
+    running = _start(tmp_path / "run", f"{rank}:stop@30", *hang, *options, ranks=ranks, algorithm=algorithm)
     done = running.wait(timeout=40)
     assert done.returncode not in (0, None)
-    assert re.search(rf"rank {rank} gave no sign of life for \d+ s while communicating at update 29", done.stderr)
+    named = re.search(rf"rank {rank} gave no sign of life for \d+ s \(phase (\w+), update (\d+)\)", done.stderr)
+    assert named is not None and named[1] == "transport" and 0 < int(named[2]) < 30
 
 
 def test_an_environment_that_sleeps_for_ever_is_named(tmp_path: Path) -> None:

@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpcrl.algorithms.registry import LOSSES
+from hpcrl.config import CONFIGS
 from hpcrl.roles.batching import Batcher
 from hpcrl.roles.inbox import Piece
 from hpcrl.spaces import Space, Task
 from hpcrl.unroll import Unroll, UnrollSpec
+from tests.playing import Playing
 
 TIME = 4
 TASKS = [
@@ -104,3 +107,13 @@ def test_there_is_a_batch_before_the_first() -> None:
     batch = Batcher(TASKS[1], TIME).batch
     assert batch.observation.shape == (TIME + 1, 0) and batch.final_index.shape == (0, 2)
     assert int(batch.valid.sum()) == 0
+
+
+@pytest.mark.parametrize("algorithm", LOSSES)
+def test_a_learner_without_a_column_takes_part_with_nothing(algorithm: str) -> None:
+    playing = Playing("Pendulum-v1", 1, 2)
+    batch = Batcher(playing.spec.task, TIME).batch
+    loss = LOSSES[algorithm](playing.policy, batch, CONFIGS[algorithm](), 0.01, None)
+    loss.total.backward()
+    assert not loss.statistics.any()
+    assert all(not parameter.grad.any() for parameter in playing.policy.parameters() if parameter.grad is not None)

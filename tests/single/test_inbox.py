@@ -55,11 +55,18 @@ class Learning:
         self.noted: list[tuple[int, int]] = []
         self.inbox = Inbox(senders, in_rounds, lambda unroll: self.noted.append((unroll.actor, unroll.sequence)))
         self.taken: list[tuple[int, int, int]] = []
+        self._released = {sender.actor: lambda sender=sender: sender.released for sender in senders}
 
     def take(self, count: int) -> list[tuple[int, int, int, int]]:
         """Take columns; (actor, sequence, first, end) of the pieces."""
         pieces: list[Piece] = []
-        self.inbox.take(count, pieces.extend)
+
+        def use(given: list[Piece]) -> None:
+            # What is used has not gone back to its actor.
+            assert all(unroll.sequence >= self._released[unroll.actor]() for unroll, _, _ in given)
+            pieces.extend(given)
+
+        self.inbox.take(count, use)
         self.taken += [(u.actor, u.sequence, column) for u, first, end in pieces for column in range(first, end)]
         return [(u.actor, u.sequence, first, end) for u, first, end in pieces]
 

@@ -29,7 +29,7 @@ class Alone:
 class Taking:
     """An intake of one learner, and its senders."""
 
-    def __init__(self, batch_envs: int, sizes: tuple[int, ...], in_rounds: bool) -> None:
+    def __init__(self, batch_envs: int, sizes: tuple[int, ...], in_rounds: bool, num_epochs: int = 1) -> None:
         self.senders = [Sending(place + 1, size) for place, size in enumerate(sizes)]
         self.requests, self.waiter = Requests(), BusyWaiter()
         slack = 3 if not in_rounds else None
@@ -40,6 +40,7 @@ class Taking:
             receivers=self.senders,
             own_envs=sum(sizes),
             batcher=Batcher(TASK, TIME),
+            num_epochs=num_epochs,
             requests=self.requests,
             waiter=cast(Any, self.waiter),
         )

@@ -1,0 +1,51 @@
+"""Sample Factory's asynchronous PPO on CartPole-v1: `python sample_factory_appo.py NUM_ENVS SECONDS WORKERS`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+
+import gymnasium
+from rates import Progress
+from sample_factory.algo.runners.runner import AlgoObserver, Runner
+from sample_factory.cfg.arguments import parse_full_cfg, parse_sf_args
+from sample_factory.envs.env_utils import register_env
+from sample_factory.train import make_runner
+
+
+class _Timed(AlgoObserver):
+    def __init__(self, batch_size: int) -> None:
+        self.progress = Progress()
+        self._batch_size = batch_size
+
+    def on_training_step(self, runner: Runner, training_iteration_since_resume: int) -> None:
+        self.progress.add(training_iteration_since_resume * self._batch_size)
+
+
+def _make_env(name: str, *_: object, render_mode: str | None = None) -> gymnasium.Env:
+    return gymnasium.make(name, render_mode=render_mode)
+
+
+def main() -> None:
+    """Train for a while; print the rate."""
+    num_envs, seconds, workers = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    register_env("CartPole-v1", _make_env)
+    with tempfile.TemporaryDirectory() as folder:
+        options = {
+            **{"algo": "APPO", "env": "CartPole-v1", "experiment": "cartpole", "train_dir": folder, "device": "cpu"},
+            **{"num_workers": workers, "num_envs_per_worker": num_envs // workers, "train_for_seconds": seconds},
+            **{"use_rnn": False, "recurrence": 1, "rollout": 32, "batch_size": 32 * num_envs, "seed": 1},
+            **{"nonlinearity": "tanh", "normalize_input": False, "save_every_sec": 10**6},
+        }
+        arguments = [f"--{name}={value}" for name, value in options.items()]
+        parser, _ = parse_sf_args([*arguments, "--encoder_mlp_layers", "64", "64"])
+        _, runner = make_runner(parse_full_cfg(parser, [*arguments, "--encoder_mlp_layers", "64", "64"]))
+        timed = _Timed(32 * num_envs)
+        runner.register_observer(timed)
+        runner.init()
+        runner.run()
+    timed.progress.print_rate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""One run of hpcrl, and its numbers in steady state."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import children
+from benchmarks.tables import RATE, Measurement
+
+_OPTIONS = ("--no-tensorboard", "--checkpoint-every", "0")
+_SOLVED = 475
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left behind.
+
+    Attributes:
+        rows: of metrics.csv, numbers that exist.
+        episodes: of episodes.csv; none without --episode-log.
+        unrolls: acted, learned from, dropped, under way; none where the run doesn't say.
+        cores, peak_mb: see `children.Finished`.
+    """
+
+    rows: list[dict[str, float]]
+    episodes: list[dict[str, float]]
+    unrolls: tuple[int, ...]
+    cores: float
+    peak_mb: float
+
+    @property
+    def steady(self) -> list[dict[str, float]]:
+        """The iterations after the first."""
+        return self.rows[1:]
+
+    def total(self, column: str) -> float:
+        """Sum over the iterations after the first."""
+        return sum(row.get(column, 0.0) for row in self.steady)
+
+    @property
+    def steady_steps(self) -> float:
+        """Env steps learned from in the iterations after the first."""
+        return self.rows[-1]["env_steps"] - self.rows[0]["env_steps"]
+
+    def measurement(self) -> Measurement:
+        """Rate, cores and memory."""
+        rate = statistics.median(row["time/env_steps_per_s"] for row in self.steady)
+        return {RATE: rate, "cores": self.cores, "peak_mb": self.peak_mb}
+
+    def solved(self) -> Measurement:
+        """Seconds and env steps to the end of the first iteration whose last 100 episodes reach 475."""
+        for row in self.rows:
+            if row.get("rollout/return_last_100", -math.inf) >= _SOLVED:
+                return {"solved_s": row["time/elapsed_s"], "solved_env_steps": row["env_steps"]}
+        return {}
+
+
+def train(
+    algorithm: str,
+    options: Sequence[object],
+    env_steps: int,
+    timeout: float = 300,
+    start: Sequence[str] = (sys.executable, "-m", "hpcrl"),
+    environment: dict[str, str] | None = None,
+    iterations: int = 8,
+) -> Run:
+    """Train; CommandFailed where that fails.
+
+    Args:
+        algorithm, options: of `hpcrl train`.
+        start: what stands for the command hpcrl.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        length = ["--total-env-steps", env_steps, "--num-iterations", iterations]
+        words = [*start, "train", algorithm, "--run-dir", run_dir, *_OPTIONS, *length, *options]
+        done = children.run(list(map(str, words)), timeout, environment)
+        return Run(
+            _read(run_dir / "metrics.csv"),
+            _read(run_dir / "episodes.csv"),
+            _unrolls(done.output),
+            done.cores,
+            done.peak_mb,
+        )
+
+
+def _read(path: Path) -> list[dict[str, float]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def _unrolls(output: str) -> tuple[int, ...]:
+    line = next((line for line in output.splitlines() if line.startswith("unrolls: ")), "")
+    return tuple(int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", line))
