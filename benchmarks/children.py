@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import statistics
@@ -51,9 +52,7 @@ def run(command: Sequence[str], timeout: float, environment: dict[str, str] | No
     """
     samples: list[_Sample] = []
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=err, cwd=_ROOT, env=environment, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=out, stderr=err, cwd=_ROOT, env=environment, start_new_session=True)
         end = time.monotonic() + timeout
         try:
             while not _ends_within(process, _EVERY_S) and time.monotonic() < end:
@@ -119,7 +118,7 @@ def _cores(samples: Sequence[_Sample]) -> float:
     """Between samples of the same processes; the first half are left out as the start."""
     used = [
         sum(after.cpu_s[pid] - before.cpu_s[pid] for pid in after.cpu_s) / (after.seconds - before.seconds)
-        for before, after in zip(samples, samples[1:], strict=False)
+        for before, after in itertools.pairwise(samples)
         if after.cpu_s.keys() == before.cpu_s.keys()
     ]
     return statistics.median(used[len(used) // 2 :]) if used else float("nan")

@@ -46,21 +46,25 @@ _ALWAYS = (Column("cores", "cores"), Column("peak_mb", "MB", ",.0f"))
 
 
 def markdown(table: Table, results: Results) -> str:
-    """The table, of the workloads that have results."""
+    """The table, of the workloads that have results; ratios to those that it is `against`; and its notes."""
     shown = {name: list(results[name].values()) for name in table.workloads if results.get(name)}
     columns = [*_ALWAYS, *table.columns]
-    against = [name for name in table.against if name in shown]
-    titles = ["workload", "env steps/s", "range", *(f"to {name}" for name in against)]
-    rows = [[*titles, *(column.title for column in columns)]]
-    rows.append(["---", *["---:"] * (len(rows[0]) - 1)])
+    rows = [["workload", "env steps/s", "range", *(column.title for column in columns)]]
     for name, runs in shown.items():
         rates = [run[RATE] for run in runs if RATE in run]
-        row = [name, f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f}-{max(rates):,.0f}"] if rates else [name]
-        row += [""] * (3 - len(row))
-        row += ["" if name == other else _ratio(results[name], results[other]) for other in against]
-        rows.append([*row, *(_median(runs, column) for column in columns)])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([f"### {table.title}", "", *lines, "", *table.notes(results)])
+        spread = [f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f}-{max(rates):,.0f}"] if rates else ["", ""]
+        rows.append([name, *spread, *(_median(runs, column) for column in columns)])
+    parts = [f"### {table.title}", "", *_lines(rows), ""]
+    if against := [name for name in table.against if name in shown]:
+        others = [name for name in shown if name not in against]
+        ratios = [[name, *(_ratio(results[name], results[other]) for other in against)] for name in others]
+        parts += [*_lines([["ratio to", *against], *ratios]), ""]
+    return "\n".join([*parts, *table.notes(results)])
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    ruled = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
+    return ["| " + " | ".join(row) + " |" for row in ruled]
 
 
 def paired_ratios(ours: Mapping[int, Measurement], theirs: Mapping[int, Measurement]) -> list[float]:

@@ -1,76 +1,82 @@
-"""Environment steps per second of a2c, learning included, by layout; rounds alternate between layouts.
+"""How fast hpcrl is: environment steps per second of wall time in steady state, learning included.
 
-    python -m benchmarks.throughput [--rounds 3] [--env-steps 200000]
+    python -m benchmarks.throughput [--rounds 5] [--only NAME...] [--env-steps N] [--peers-python PYTHON...]
 
-Prints a table of medians and ranges, and one JSON line for each run.
+NAME is a table (cartpole, python-env, transport, straggler, central, limits) or a part of a workload's name. Every
+round runs all workloads one after the other, so that what else the machine does meets all of them; ratios are taken
+within a round. Prints a JSON line for each run, and the tables at the end. Peers take part where --peers-python names
+an interpreter that has them (stable-baselines3, pufferlib, sample-factory; several may be named).
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import platform
-import statistics
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
+import time
 
-#: Name and options of each workload.
-WORKLOADS: dict[str, list[str]] = {
-    "16 envs, 1 process": ["--num-envs", "16"],
-    "16 envs, 1 learner + 1 actor": ["--num-envs", "16", "--ranks", "2"],
-    "16 envs, 1 learner + 2 actors": ["--num-envs", "16", "--ranks", "3"],
-    "16 envs, 2 ranks that do both": ["--num-envs", "16", "--ranks", "2", "--placement", "colocated"],
-    "64 envs, 1 process": ["--num-envs", "64"],
-    "64 envs, 2 ranks that do both": ["--num-envs", "64", "--ranks", "2", "--placement", "colocated"],
-    "1024 native envs, 1 process": ["--num-envs", "1024", "--vector", "native", "--unroll-length", "16"],
-    "1024 native envs, 2 ranks that do both": [
-        *("--num-envs", "1024", "--vector", "native", "--unroll-length", "16"),
-        *("--ranks", "2", "--placement", "colocated"),
-    ],
-}
+from benchmarks import cartpole, central, limits, python_env, straggler, transport
+from benchmarks.children import CommandFailed
+from benchmarks.settings import CORES, Settings
+from benchmarks.tables import Measurement, Table, markdown
+
+_TABLES = (cartpole, python_env, transport, straggler, central, limits)
 
 
-def steps_per_second(options: list[str], env_steps: int, folder: Path) -> float:
-    """Median over the iterations after the first of one run."""
-    command = [sys.executable, "-m", "hpcrl", "train", "a2c", "--run-dir", str(folder), *options]
-    length = ["--total-env-steps", str(env_steps), "--num-iterations", "8", "--checkpoint-every", "0"]
-    subprocess.run([*command, *length, "--no-tensorboard", "--no-episode-log"], check=True, capture_output=True)
-    with (folder / "metrics.csv").open(newline="") as file:
-        rates = [float(row["time/env_steps_per_s"]) for row in csv.DictReader(file)]
-    return statistics.median(rates[1:])
-
-
-def main() -> None:
-    """Run all workloads, round by round."""
+def main() -> int:
+    """Run, print, and say by the status whether a run failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each workload")
-    parser.add_argument("--env-steps", type=int, default=200_000, help="environment steps of a run")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each workload")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="tables or parts of workloads' names")
+    parser.add_argument("--env-steps", type=int, default=Settings.env_steps, help="of a run on Python environments")
+    parser.add_argument("--seconds", type=float, default=Settings.seconds, help="of peers, and environments alone")
+    parser.add_argument("--peers-python", nargs="+", default=(), metavar="PYTHON", help="interpreters with peers")
+    parser.add_argument("--list", action="store_true", help="list the workloads")
     arguments = parser.parse_args()
-    machine = {
-        "cores": len(os.sched_getaffinity(0)),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in WORKLOADS}
-    for round_ in range(arguments.rounds):
-        for name, options in WORKLOADS.items():
-            # Fast workloads need longer runs for the same time.
-            env_steps = arguments.env_steps * (10 if "native" in name else 1)
-            with tempfile.TemporaryDirectory() as folder:
-                rates[name].append(steps_per_second(options, env_steps, Path(folder) / "run"))
-            print(
-                json.dumps({"workload": name, "round": round_, "env_steps_per_s": rates[name][-1], **machine}),
-                flush=True,
-            )
-    print(f"\n{'CartPole-v1, 2 x 64 tanh, a2c':42} {'median':>10} {'range':>20}  env steps/s, {arguments.rounds} runs")
-    for name, values in rates.items():
-        spread = f"{min(values):,.0f}-{max(values):,.0f}"
-        print(f"{name:42} {statistics.median(values):10,.0f} {spread:>20}")
+    settings = Settings(arguments.env_steps, arguments.seconds, arguments.peers_python)
+    chosen = [(table, _chosen(table, arguments.only)) for table in (module.table(settings) for module in _TABLES)]
+    chosen = [(table, names) for table, names in chosen if names]
+    if arguments.list:
+        for table, names in chosen:
+            print(*(f"{table.name}: {name}" for name in names), sep="\n")
+        return 0
+    results, failures = _rounds(chosen, arguments.rounds)
+    print(f"\n{CORES} cores, {platform.machine()}, Python {platform.python_version()}; {arguments.rounds} rounds.")
+    print("Medians; ratios are medians of those within a round (least-most).\n")
+    for table, _ in chosen:
+        print(markdown(table, results[table.name]) + "\n")
+    return int(failures > 0)
+
+
+def _chosen(table: Table, only: list[str] | None) -> list[str]:
+    if not only or table.name in only:
+        return list(table.workloads)
+    return [name for name in table.workloads if any(part in name for part in only)]
+
+
+def _rounds(
+    chosen: list[tuple[Table, list[str]]], rounds: int
+) -> tuple[dict[str, dict[str, dict[int, Measurement]]], int]:
+    """Measurements by table, workload and round, and how many runs failed."""
+    results: dict[str, dict[str, dict[int, Measurement]]] = {}
+    failures = 0
+    for number in range(rounds):
+        for table, names in chosen:
+            for name in names:
+                start = time.monotonic()
+                facts = {"table": table.name, "workload": name, "round": number, "load": os.getloadavg()[0]}
+                try:
+                    measured = table.workloads[name](number)
+                except CommandFailed as failure:
+                    failures += 1
+                    print(f"{table.name}: {name}: {failure}", file=sys.stderr, flush=True)
+                    continue
+                results.setdefault(table.name, {}).setdefault(name, {})[number] = measured
+                print(json.dumps(facts | measured | {"took_s": round(time.monotonic() - start, 1)}), flush=True)
+    return {table.name: results.get(table.name, {}) for table, _ in chosen}, failures
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

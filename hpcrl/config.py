@@ -176,8 +176,8 @@ class ImpalaConfig(ActorCriticConfig):
     replay_epochs: int = option(1, "Updates from every batch.", "run_ahead")
     max_lag: int | None = option(
         None,
-        "Most updates between the weights that acted and those that learn (default: what num_envs, batch_envs and "
-        "replay_epochs need, and 8).",
+        "Most updates between the weights that acted and those that learn (default: twice what num_envs, batch_envs "
+        "and replay_epochs need, and 8).",
         "run_ahead",
     )
     on_stale: Literal["drop", "wait"] = option(
@@ -215,6 +215,13 @@ class ImpalaConfig(ActorCriticConfig):
             "deterministic", not (self.deterministic and self.inference == "learner"), "false with --inference learner"
         )
 
+        central_minibatches = self.inference == "learner" and self.in_lockstep and self.num_envs > self.batch_envs
+        self._require(
+            "schedule",
+            not central_minibatches,
+            f"run-ahead with --inference learner where a round of {self.num_envs} environments makes several updates",
+        )
+
     @property
     def update_envs(self) -> int:
         """Columns [T, .] of one update, over all learners."""
@@ -235,7 +242,8 @@ class ImpalaConfig(ActorCriticConfig):
     @property
     def lag_bound(self) -> int:
         """The most updates that an unroll may be behind: `max_lag`, or its default."""
-        return self.least_lag + 8 if self.max_lag is None else self.max_lag
+        # What is queued while as much again is acted, and some room for ranks that are not equally fast.
+        return 2 * self.least_lag + 8 if self.max_lag is None else self.max_lag
 
     @property
     def in_lockstep(self) -> bool:

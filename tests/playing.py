@@ -84,7 +84,9 @@ class Playing:
             ]
             self.channels = [asking for asking, _ in ends]
             waiter = cast(Any, self.waiter)
-            self.service = AnsweringService(self.policy, [answering for _, answering in ends], waiter)
+            answering = [end for _, end in ends]
+            self.learner_updates = 0
+            self.service = AnsweringService(self.policy, answering, lambda: self.learner_updates, waiter)
             self.waiter.chores.append(self.service.serve)
             inference = LearnerInference(self.channels, waiter)
         self.inference = inference

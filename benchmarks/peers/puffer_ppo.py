@@ -1,7 +1,7 @@
 """PufferLib's PPO on its own CartPole in C: `python puffer_ppo.py NUM_ENVS SECONDS THREADS WORKERS`.
 
-Its defaults (default.ini and cartpole.ini of 3.0) but: no recurrent network, 2 x 64 tanh with a shared encoder in float32,
-Adam in place of Muon, no dashboard, the CPU. WORKERS of 0 steps the environments in the process that learns.
+Its defaults (default.ini and cartpole.ini of 3.0) but: no recurrent network, 2 x 64 tanh with a shared encoder in
+float32, Adam in place of Muon, no dashboard, the CPU. WORKERS of 0 steps the environments in the process that learns.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ _HORIZON = 64
 class _Policy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(
-            layer_init(nn.Linear(4, 64)), nn.Tanh(), layer_init(nn.Linear(64, 64)), nn.Tanh()
-        )
+        self.encoder = nn.Sequential(layer_init(nn.Linear(4, 64)), nn.Tanh(), layer_init(nn.Linear(64, 64)), nn.Tanh())
         self.actor, self.critic = layer_init(nn.Linear(64, 2), std=0.01), layer_init(nn.Linear(64, 1), std=1)
 
     def forward_eval(self, observations: Tensor, state: dict | None = None) -> tuple[Tensor, Tensor]:

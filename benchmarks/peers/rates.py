@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import time
@@ -26,7 +27,5 @@ class Progress:
         for point in self._points[1:]:
             if point[0] >= start + (end - start) * len(edges) / _PARTS:
                 edges.append(point)
-        rates = [
-            (after[1] - before[1]) / (after[0] - before[0]) for before, after in zip(edges, edges[1:], strict=False)
-        ]
+        rates = [(after[1] - before[1]) / (after[0] - before[0]) for before, after in itertools.pairwise(edges)]
         print(json.dumps({"env_steps_per_s": statistics.median(rates[1:]), "env_steps": steps}), flush=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -67,15 +67,15 @@ class AnsweringService:
     Args:
         policy: the learner's own, with the newest weights.
         channels: of all groups of all actors of this learner.
-        waiter: of the rank.
-
-    Attributes:
         policy_version: learner updates in the weights.
+        waiter: of the rank.
     """
 
-    def __init__(self, policy: Policy, channels: Sequence[AnswerChannel], waiter: Waiter) -> None:
+    def __init__(
+        self, policy: Policy, channels: Sequence[AnswerChannel], policy_version: Callable[[], int], waiter: Waiter
+    ) -> None:
         self._policy, self._channels, self._waiter = policy, channels, waiter
-        self.policy_version = 0
+        self._policy_version = policy_version
 
     def serve(self) -> bool:
         """Answer what has been asked; whether there was anything. Local."""
@@ -89,7 +89,7 @@ class AnsweringService:
             for channel in asking:
                 count = len(channel.observation)
                 channel.parameters[:] = parameters[first : first + count]
-                channel.version[0] = self.policy_version
+                channel.version[0] = self._policy_version()
                 channel.reply()
                 first += count
         self._waiter.activity.beat()

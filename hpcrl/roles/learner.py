@@ -25,7 +25,6 @@ from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
 from hpcrl.roles.account import UnrollAccount
 from hpcrl.roles.boundary import Boundary, decide
-from hpcrl.roles.inference import AnsweringService
 from hpcrl.roles.intake import Intake
 from hpcrl.roles.schedule import Schedule
 
@@ -64,13 +63,12 @@ class Learner:
         flat: FlatParameters,
         intake: Intake,
         publisher: WeightsPublisher,
-        service: AnsweringService | None,
         waiter: Waiter,
     ) -> None:
         self.config, self._schedule, self._comm = config, schedule, comm
         self.policy, self.flat = policy, flat
         self.optimizer = make_optimizer(flat.weights, config)
-        self.intake, self._publisher, self._service, self._waiter = intake, publisher, service, waiter
+        self.intake, self._publisher, self._waiter = intake, publisher, waiter
         self.env_steps = self.learner_updates = 0
         self.reducer = MeanReducer(UPDATE_METRICS)
         self.unrolls_cut = 0
@@ -181,8 +179,6 @@ class Learner:
         self._waiter.activity.enter(Phase.PUBLISHING)
         self._boundaries += flags is not Boundary.NONE
         control = Control(self._batches, self.learner_updates, int(flags), self.env_steps, self._boundaries)
-        if self._service is not None:
-            self._service.policy_version = self.learner_updates
         self._publisher.publish(control, self.flat.weights.detach().numpy(), self._waiter)
         self._waiter.activity.enter(Phase.TRANSPORT)
         return control

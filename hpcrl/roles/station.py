@@ -124,11 +124,9 @@ class Station:
             self._requests,
             self._waiter,
         )
-        service: AnsweringService | None = None
         if self._central:
             channels = [channel for actor in fed_by for channel in self._links.answers(actor)]
-            service = AnsweringService(self.policy, channels, self._waiter)
-            self._waiter.chores.append(service.serve)
+            self._waiter.chores.append(AnsweringService(self.policy, channels, self._version, self._waiter).serve)
         return Learner(
             self._config,
             self._schedule,
@@ -137,7 +135,6 @@ class Station:
             self.flat,
             intake,
             self._links.publisher(),
-            service,
             self._waiter,
         )
 
@@ -148,8 +145,8 @@ class Station:
         return HostedReceiver(self.actor, actor, self._specs[actor], self._schedule.num_slots, self._version)
 
     def _version(self) -> int:
-        assert self.learner is not None
-        return self.learner.learner_updates
+        """Learner updates in this rank's weights; before there is a learner nobody acts with them."""
+        return 0 if self.learner is None else self.learner.learner_updates
 
     def close(self) -> None:
         """Close the environments and the links. Collective over the world."""

@@ -18,7 +18,7 @@ _NUM_WEIGHTS, _COUNT = 5000, 30
 _BOUNDARIES = (0, 9, 19, 29)
 
 
-@pytest.mark.mpi(ranks=(3,))
+@pytest.mark.mpi(ranks=(3,), timeout=120)
 def test_every_publication_or_the_newest_reaches_the_other_nodes() -> None:
     from hpcrl.cluster.mpi import world
 

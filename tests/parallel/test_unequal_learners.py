@@ -45,7 +45,7 @@ class _Side:
             self.sender._waiting[-1].set_header(**header)
 
 
-@pytest.mark.mpi(ranks=(2,))
+@pytest.mark.mpi(ranks=(2,), timeout=120)
 def test_a_learner_without_data_holds_nobody_up_and_all_agree() -> None:
     from hpcrl.cluster.mpi import world
 
@@ -72,7 +72,7 @@ def test_a_learner_without_data_holds_nobody_up_and_all_agree() -> None:
     assert [have - rest for have, rest in zip(received, left, strict=True)] == taken.tolist()
 
 
-@pytest.mark.mpi(ranks=(2,))
+@pytest.mark.mpi(ranks=(2,), timeout=120)
 def test_no_wish_is_lost_while_learners_wait_and_a_stop_of_one_ends_the_wait_of_all() -> None:
     from hpcrl.cluster.mpi import world
 

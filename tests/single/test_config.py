@@ -139,7 +139,7 @@ def test_every_field_has_a_help_text_and_a_group(algorithm: str) -> None:
 )
 def test_the_most_lag_is_at_least_what_the_sizes_need(num_envs: int, batch_envs: int, epochs: int, least: int) -> None:
     sizes = {"num_envs": num_envs, "batch_envs": batch_envs, "replay_epochs": epochs}
-    assert ImpalaConfig(**sizes).lag_bound == least + 8
+    assert ImpalaConfig(**sizes).lag_bound == 2 * least + 8
     assert ImpalaConfig(**sizes, max_lag=least).lag_bound == least
     with pytest.raises(ConfigError) as caught:
         ImpalaConfig(**sizes, max_lag=least - 1)

@@ -107,13 +107,13 @@ def test_every_row_has_the_version_of_the_weights_that_acted() -> None:
         asked = playing.service.serve()
         if asked:
             # New weights after every answer.
-            playing.service.policy_version += 1
+            playing.learner_updates += 1
             with torch.no_grad():
                 playing.policy.head.bias.add_(torch.tensor([0.3, 0.0]))
         return asked
 
     playing.waiter.chores[:] = [serve_and_learn]
-    playing.service.policy_version = 40
+    playing.learner_updates = 40
     unroll = playing.fill(version=7)
     versions = unroll.row_version
     assert versions.shape == (unroll.length, 3) and versions[0].min() == unroll.policy_version >= 40
@@ -183,11 +183,11 @@ def test_questions_of_several_actors_are_answered_in_one_pass_each_with_its_own(
     class Network:
         parameters_of = staticmethod(pass_once)
 
-    service = AnsweringService(cast(Any, Network()), answering, cast(Any, BusyWaiter()))
+    version = 0
+    service = AnsweringService(cast(Any, Network()), answering, lambda: version, cast(Any, BusyWaiter()))
     rng = np.random.default_rng(0)
     assert not service.serve() and passes == []
     for version, who in enumerate([(0, 2), (1,), (0, 1, 2), (2, 0)]):
-        service.policy_version = version
         before = [channel.parameters.copy() for channel in asking]
         for index in who:
             asking[index].observation[:] = rng.normal(size=asking[index].observation.shape)
