@@ -12,7 +12,7 @@ help:
 	@echo "make test    install what is missing and run all tests"
 	@echo "make check   formatting, lint and types only"
 	@echo "make soak    long runs: many kills, much memory (tens of minutes)"
-	@echo "make bench   throughput on this machine"
+	@echo "make bench   throughput on this machine (half an hour)"
 
 $(INSTALLED): constraints.txt setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys, venv; assert sys.version_info >= (3, 11)' 2>/dev/null || \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -62,8 +63,9 @@ def _train(algorithm: str, options: Sequence[object], settings: Settings, round_
 
 
 def _peer(command: Sequence[str], settings: Settings, _: int) -> Measurement:
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
-    done = children.run(command, 120 + 4 * settings.seconds, environment)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": "", "TMPDIR": folder}
+        done = children.run(command, 120 + 4 * settings.seconds, environment)
     line = next(line for line in reversed(done.output.splitlines()) if line.startswith('{"'))
     return {**json.loads(line), "cores": done.cores, "peak_mb": done.peak_mb}
 

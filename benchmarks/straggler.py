@@ -10,12 +10,11 @@ from functools import partial
 
 from benchmarks import training
 from benchmarks.settings import CORES, Settings
-from benchmarks.tables import Column, Measurement, Results, Table
+from benchmarks.tables import RATE, Column, Measurement, Results, Table
 from hpcrl.cluster.launch import launcher_command, rank_environment
 
-_LEARNER = ("learning", "reducing", "publishing", "inference", "transport", "waiting")
 _RANKS, _SLOW_RANK = 4, 3
-_NUM_ENVS = 16
+_NUM_ENVS, _UNROLL_LENGTH = 16, 16
 #: Name: how many times as long the slow actor's unrolls take, what becomes of old ones, and the part of the steps.
 _CASES: Mapping[str, tuple[float, str, float]] = {
     "without it (1000 times slower)": (1000, "drop", 1.0),
@@ -44,26 +43,42 @@ def table(settings: Settings) -> Table:
 
 def _measure(factor: float, on_stale: str, part: float, settings: Settings, round_: int) -> Measurement:
     options: Sequence[object] = (
-        *("--learners", 2, "--num-envs", _NUM_ENVS, "--batch-envs", _NUM_ENVS, "--unroll-length", 16),
-        *("--max-lag", 6, "--on-stale", on_stale, "--episode-log", "--seed", round_ + 1),
+        *("--learners", 2, "--num-envs", _NUM_ENVS, "--batch-envs", _NUM_ENVS, "--unroll-length", _UNROLL_LENGTH),
+        *("--max-lag", 6, "--on-stale", on_stale, "--episode-log", "--profile", "--seed", round_ + 1),
     )
     start = launcher_command(_RANKS, [sys.executable, "-m", "tests.faults", f"{_SLOW_RANK}:slow@{factor:g}"])
     environment = rank_environment(os.environ)
     env_steps = int(settings.env_steps * part / 2)
-    run = training.train("impala", options, env_steps, 600, start, environment, iterations=3)
+    run = training.train("impala", options, env_steps, 600, start, environment, iterations=2)
     acted, _, dropped, _ = run.unrolls
     share = _slow_share(run)
-    # At a report all ranks meet, and the others wait until the slow one's unroll is full: that is no part of a run.
-    seconds = sum(run.total(f"time/learner_{name}_s") for name in _LEARNER)
+    rate = _rate_between_meetings(run)
     return {
         **run.measurement(),
-        "env_steps_per_s": run.steady_steps / seconds,
-        "others_per_s": run.steady_steps * (1 - share) / seconds,
+        "with_pauses_per_s": run.measurement()[RATE],
+        "env_steps_per_s": rate,
+        "others_per_s": rate * (1 - share),
         "slow_pct": 100 * share,
         "acted": acted,
         "dropped": dropped,
         "lag_max": max(row.get("lag/max", 0.0) for row in run.rows),
     }
+
+
+def _rate_between_meetings(run: training.Run) -> float:
+    """Env steps per second from batch to batch, without the pauses in which all ranks meet for a report.
+
+    There the others wait until the slow one's unroll is full, which is a matter of how often one asks for reports. The
+    first fifth is the start.
+    """
+    batches, last, seconds, met = 0, None, 0.0, False
+    for span in run.spans[len(run.spans) // 5 :]:
+        met |= span["name"] in ("reporting", "saving", "evaluating")
+        if span["name"] == "publishing":
+            if last is not None and not met:
+                batches, seconds = batches + 1, seconds + (span["ts"] - last) / 1e6
+            last, met = span["ts"], False
+    return batches * _NUM_ENVS * _UNROLL_LENGTH / seconds
 
 
 def _slow_share(run: training.Run) -> float:
@@ -73,8 +88,8 @@ def _slow_share(run: training.Run) -> float:
 
 
 def _notes(results: Results) -> Iterable[str]:
-    yield "Rates are over the learners' time between reports. The slow one's share is that of the steps in finished"
-    yield "episodes, dropped unrolls included."
+    yield "Rates are those of rank 0 from batch to batch, without the pauses for reports. The slow one's share is that"
+    yield "of the steps in finished episodes, dropped unrolls included. Cores and MB are those of the whole run."
     yield ""
     for name, rounds in results.items():
         ratios = [

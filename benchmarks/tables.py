@@ -55,8 +55,8 @@ def markdown(table: Table, results: Results) -> str:
         spread = [f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f}-{max(rates):,.0f}"] if rates else ["", ""]
         rows.append([name, *spread, *(_median(runs, column) for column in columns)])
     parts = [f"### {table.title}", "", *_lines(rows), ""]
-    if against := [name for name in table.against if name in shown]:
-        others = [name for name in shown if name not in against]
+    against = [name for name in table.against if name in shown]
+    if against and (others := [name for name in shown if name not in against]):
         ratios = [[name, *(_ratio(results[name], results[other]) for other in against)] for name in others]
         parts += [*_lines([["ratio to", *against], *ratios]), ""]
     return "\n".join([*parts, *table.notes(results)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 import statistics
@@ -11,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import children
 from benchmarks.tables import RATE, Measurement
@@ -26,12 +28,14 @@ class Run:
     Attributes:
         rows: of metrics.csv, numbers that exist.
         episodes: of episodes.csv; none without --episode-log.
+        spans: of rank 0, as in trace.json; none without --profile.
         unrolls: acted, learned from, dropped, under way; none where the run doesn't say.
         cores, peak_mb: see `children.Finished`.
     """
 
     rows: list[dict[str, float]]
     episodes: list[dict[str, float]]
+    spans: list[dict[str, Any]]
     unrolls: tuple[int, ...]
     cores: float
     peak_mb: float
@@ -86,6 +90,7 @@ def train(
         return Run(
             _read(run_dir / "metrics.csv"),
             _read(run_dir / "episodes.csv"),
+            _spans(run_dir / "trace.json"),
             _unrolls(done.output),
             done.cores,
             done.peak_mb,
@@ -97,6 +102,15 @@ def _read(path: Path) -> list[dict[str, float]]:
         return []
     with path.open(newline="") as file:
         return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def _spans(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    events = json.loads(path.read_text())["traceEvents"]
+    return sorted(
+        (event for event in events if event["ph"] == "X" and event["pid"] == 0), key=lambda event: event["ts"]
+    )
 
 
 def _unrolls(output: str) -> tuple[int, ...]:

@@ -57,7 +57,7 @@ def main() -> None:
     """Train for a while; print the rate."""
     num_envs, seconds, threads, workers = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(threads)
-    # Its log is taken at every step otherwise, at a fifth of the time of the step.
+    # Its log would be taken at every step otherwise.
     env = {"num_envs": num_envs // max(1, workers), "report_interval": 128}
     if workers:
         backend = {"backend": pufferlib.vector.Multiprocessing, "num_envs": workers, "num_workers": workers}
