@@ -18,7 +18,7 @@ _LAYOUTS: Mapping[str, Sequence[object]] = {
     "2 ranks that do both": ("--ranks", 2, "--placement", "colocated"),
 }
 _STEPPERS = {"hpcrl": "SequentialEnvs", "gymnasium": "SyncVectorEnv"}
-_NUM_ENVS = (64, 128)
+_NUM_ENVS = (128, 512)
 # Nothing is learned at this rate, so that episodes stay as short as those of random actions: resets cost the same.
 _STANDSTILL = ("--learning-rate", 1e-12)
 _ACTOR = ("acting", "inference", "transport", "waiting")
@@ -58,7 +58,16 @@ def _step(kind: str, num_envs: int, settings: Settings, _: int) -> Measurement:
 
 
 def _train(num_envs: int, layout: Sequence[object], settings: Settings, round_: int) -> Measurement:
-    options = ("--num-envs", num_envs, "--batch-envs", num_envs, "--seed", round_ + 1, "--no-episode-log")
+    options = (
+        "--num-envs",
+        num_envs,
+        "--batch-envs",
+        num_envs,
+        "--seed",
+        round_ + 1,
+        "--no-episode-log",
+        "--shared-encoder",
+    )
     run = training.train("impala", (*options, *_STANDSTILL, *layout), settings.env_steps)
     split = "--placement" not in layout
     actors, learners = (CORES, 1) if split else (CORES, CORES)
