@@ -141,7 +141,6 @@ class ActorCriticConfig(TrainConfig):
             value = getattr(self, name)
             self._require(name, value is None or 0 <= value < math.inf, "a finite number of 0 or more")
 
-
     @property
     def update_envs(self) -> int:
         """Columns [T, .] of one update, over all learners."""

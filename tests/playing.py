@@ -14,6 +14,7 @@ from hpcrl.activity import Activity, Phase
 from hpcrl.cluster.inference import QuestionSpec, SharedChannel, group_sizes
 from hpcrl.envs.episodes import EpisodeEnvs
 from hpcrl.envs.factory import describe_task
+from hpcrl.models.acting import ActingNetwork
 from hpcrl.models.policy import Policy
 from hpcrl.roles.actor import Actor
 from hpcrl.roles.batching import Batcher
@@ -71,7 +72,7 @@ class Playing:
         ]
         self.envs = self.groups[0]
         self.spec = UnrollSpec(task, time, num_envs, first_env, num_finals, central)
-        inference: Inference = OwnInference(self.policy, 1)
+        inference: Inference = OwnInference(ActingNetwork(self.policy), 1)
         self.channels: list[SharedChannel] = []
         if central:
             with torch.no_grad():
@@ -86,7 +87,7 @@ class Playing:
             waiter = cast(Any, self.waiter)
             answering = [end for _, end in ends]
             self.learner_updates = 0
-            self.service = AnsweringService(self.policy, answering, lambda: self.learner_updates, waiter)
+            self.service = AnsweringService(ActingNetwork(self.policy), answering, lambda: self.learner_updates, waiter)
             self.waiter.chores.append(self.service.serve)
             inference = LearnerInference(self.channels, waiter)
         self.inference = inference

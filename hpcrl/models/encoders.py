@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcrl.models.fused import Layer, perceptron
+from hpcrl.models.fused import Folded, Layer, fold, perceptron
 from hpcrl.spaces import Space
 
 
@@ -37,14 +37,18 @@ class MLP(nn.Module):
         The heads share one product, and lie in memory column after column.
         """
         leading = observation.shape[: observation.dim() - len(self._space.shape)]
-        columns = perceptron(self._rows(observation), self._hidden, _joined(heads), self._activation)
+        columns = perceptron(self.rows_of(observation), self._hidden, _joined(heads), self._activation)
         pieces = columns.split([head.out_features for head in heads]) if len(heads) > 1 else (columns,)
         if len(leading) == 1:
             return tuple(piece.t() for piece in pieces)
         return tuple(piece.t().reshape(*leading, len(piece)) for piece in pieces)
 
-    def _rows(self, observation: Tensor) -> Tensor:
-        """Float32 [N, in]."""
+    def fold(self, head: nn.Linear) -> Folded:
+        """The layers and one head, prepared for many calls with the weights of now; maps `rows_of` observations."""
+        return fold(self._hidden, _joined([head]), self._activation)
+
+    def rows_of(self, observation: Tensor) -> Tensor:
+        """What the first layer sees of observations [..., *shape]: float32 [N, in]."""
         if self._space.kind == "discrete":
             return functional.one_hot(observation.reshape(-1), self._space.num_choices).float()
         return observation.reshape(-1, self._space.size).to(torch.float32)

@@ -112,3 +112,43 @@ def _product_over_rows(left: Tensor, right: Tensor) -> Tensor:
     if left.shape[1] <= right.shape[1]:
         return left.t() @ right
     return (right.t() @ left).t()
+
+
+class Folded(NamedTuple):
+    """A perceptron prepared for many calls with the same weights; what it computes is the same up to rounding.
+
+    Attributes:
+        hidden: weight float32 [in, out] and bias float32 [out] of each hidden layer.
+        output: weight float32 [K, in] and bias float32 [K, 1].
+        squash_: the function between layers, in place.
+    """
+
+    hidden: list[Layer]
+    output: Layer
+    squash_: Callable[[Tensor], Tensor]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Rows float32 [N, in] -> float32 [K, N]."""
+        for weight, bias in self.hidden:
+            rows = self.squash_(torch.addmm(bias, rows, weight))
+        return torch.addmm(self.output.bias, self.output.weight, rows.t())
+
+
+@torch.no_grad()
+def fold(hidden: Sequence[Layer], output: Layer, activation: str) -> Folded:
+    """The perceptron of these layers, prepared.
+
+    Under tanh x = 2 sigmoid(2x) - 1 the factors before and after the sigmoid and the -1 go into the layers around it.
+    """
+    if activation != "tanh":
+        kept = [Layer(weight.detach().t().contiguous(), bias.detach().clone()) for weight, bias in hidden]
+        return Folded(kept, Layer(output.weight.detach().clone(), output.bias.detach()[:, None].clone()), torch.relu_)
+    folded = []
+    for layer, (weight, bias) in enumerate(hidden):
+        if layer:
+            weight, bias = 2 * weight, bias - weight.sum(1)
+        folded.append(Layer((2 * weight).t().contiguous(), 2 * bias))
+    weight, bias = output
+    if hidden:
+        weight, bias = 2 * weight, bias - weight.sum(1)
+    return Folded(folded, Layer(weight.clone(), bias[:, None].clone()), torch.sigmoid_)

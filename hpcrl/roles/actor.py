@@ -80,6 +80,7 @@ class Actor:
     def _act(self, unroll: Unroll) -> None:
         slot = self._views(unroll)
         behaviour: list[list[Tensor]] = [[] for _ in self._groups]
+        self._inference.begin()
         for group, envs in enumerate(self._groups):
             slot[group].first_observation[...] = envs.observation
             self._inference.ask(group, slot[group].observation[0])

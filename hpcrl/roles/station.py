@@ -16,6 +16,7 @@ from hpcrl.cluster.waiting import Waiter
 from hpcrl.config import ActorCriticConfig, ImpalaConfig, TrainConfig
 from hpcrl.envs.episodes import EpisodeEnvs
 from hpcrl.errors import ConfigError
+from hpcrl.models.acting import ActingNetwork
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
 from hpcrl.roles.actor import Actor, ActorRank
@@ -90,7 +91,7 @@ class Station:
         for size in sizes or [0]:
             groups.append(EpisodeEnvs(config.env, config.vector, self._task, size, first, config.seed))
             first += size
-        inference: Inference = OwnInference(self.policy, len(groups))
+        inference: Inference = OwnInference(ActingNetwork(self.policy), len(groups))
         if self._central:
             inference = LearnerInference(self._links.questions(), self._waiter)
         epsilon = config.behaviour_epsilon if isinstance(config, ImpalaConfig) else 0.0
@@ -126,7 +127,8 @@ class Station:
         )
         if self._central:
             channels = [channel for actor in fed_by for channel in self._links.answers(actor)]
-            self._waiter.chores.append(AnsweringService(self.policy, channels, self._version, self._waiter).serve)
+            service = AnsweringService(ActingNetwork(self.policy), channels, self._version, self._waiter)
+            self._waiter.chores.append(service.serve)
         return Learner(
             self._config,
             self._schedule,

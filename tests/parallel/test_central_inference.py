@@ -29,6 +29,9 @@ class _Sums:
     def parameters_of(observation: torch.Tensor) -> torch.Tensor:
         return torch.stack([observation.sum(-1), observation[:, 0]], -1)
 
+    def refresh(self) -> None:
+        """It has no weights."""
+
 
 def _specs() -> dict[int, list[QuestionSpec]]:
     """An odd number of environments on rank 1, one on rank 2."""

@@ -136,6 +136,9 @@ class Counting:
     def __init__(self, inner: Inference) -> None:
         self._inner, self.open = inner, set[int]()
 
+    def begin(self) -> None:
+        self._inner.begin()
+
     def ask(self, group: int, observation: Tensor) -> None:
         assert group not in self.open, "a question while another is out"
         self.open.add(group)
@@ -182,6 +185,7 @@ def test_questions_of_several_actors_are_answered_in_one_pass_each_with_its_own(
 
     class Network:
         parameters_of = staticmethod(pass_once)
+        refresh = staticmethod(lambda: None)
 
     version = 0
     service = AnsweringService(cast(Any, Network()), answering, lambda: version, cast(Any, BusyWaiter()))
