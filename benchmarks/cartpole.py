@@ -15,7 +15,10 @@ from benchmarks.tables import Column, Measurement, Results, Table
 
 _NATIVE = ("--env", "CartPole-v1", "--num-envs", 1024)
 _OURS: Mapping[str, tuple[str, Sequence[object]]] = {
-    "impala, 1024 envs, 2 ranks that do both": ("impala", ("--preset", "cartpole-throughput", "--ranks", 2)),
+    "impala, 1024 envs, 2 ranks that do both": (
+        "impala",
+        ("--preset", "cartpole-throughput", "--ranks", 2, "--placement", "colocated"),
+    ),
     "impala, 1024 envs, 1 learner + 1 actor ahead": (
         "impala",
         ("--preset", "cartpole-throughput", "--ranks", 2, "--placement", "split"),

@@ -41,14 +41,13 @@ def grid_navigation() -> A2CConfig:
 
 
 def cartpole_throughput() -> ImpalaConfig:
-    """CartPole-v1 at the speed of the cores: 1024 environments in numpy, every rank acts and learns."""
+    """CartPole-v1 at the speed of the cores: 1024 environments in numpy, unrolls of 32 steps in batches of 512."""
     return ImpalaConfig(
         env="CartPole-v1",
         vector="native",
         num_envs=1024,
         total_env_steps=20_000_000,
         num_iterations=40,
-        placement="colocated",
         batch_envs=512,
         shared_encoder=True,
         checkpoint_every=5_000_000,

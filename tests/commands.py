@@ -123,9 +123,9 @@ def relative_difference(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def untimed(metrics: Path) -> list[list[str]]:
-    """The rows of a metrics file without the columns that tell time or traffic."""
+    """The rows of a metrics file without the columns that tell time, traffic or who waited."""
     lines = [line.split(",") for line in metrics.read_text().splitlines()]
-    kept = [place for place, name in enumerate(lines[0]) if not name.startswith(("time/", "comm/"))]
+    kept = [place for place, name in enumerate(lines[0]) if not name.startswith(("time/", "comm/", "wait/"))]
     return [[line[place] for place in kept] for line in lines]
 
 

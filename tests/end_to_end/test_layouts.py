@@ -70,7 +70,7 @@ def test_a_learner_without_data_joins_in(tmp_path: Path, options: tuple[str, ...
 
 
 def test_box_actions_train_on_any_layout(tmp_path: Path) -> None:
-    common = ("--env", "Pendulum-v1", "--num-envs", 4, "--total-env-steps", 4000, "--num-iterations", 2)
+    common = ("--env", "Pendulum-v1", "--num-envs", 4, "--total-env-steps", 2000, "--num-iterations", 2)
     train(tmp_path / "one", *common, "--optimizer", "rmsprop", "--shared-encoder")
     train(tmp_path / "two", *common, "--optimizer", "rmsprop", "--shared-encoder", "--ranks", 3)
     assert relative_difference(weights(tmp_path / "one"), weights(tmp_path / "two")) <= _TOLERANCE
