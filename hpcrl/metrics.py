@@ -156,8 +156,10 @@ class Differences:
 class LagReducer:
     """Lags of columns since the last report."""
 
+    _NOTHING = (0, 0, math.inf, -math.inf)
+
     def __init__(self) -> None:
-        self._count, self._sum, self._least, self._most = 0, 0, math.inf, -math.inf
+        self._count, self._sum, self._least, self._most = self._NOTHING
 
     def add(self, lag: int, count: int) -> None:
         """The lag of `count` columns, in learner updates."""
@@ -168,7 +170,7 @@ class LagReducer:
     def take(self) -> tuple[float, float, float, float]:
         """Count, sum, least and most since the last call."""
         taken = (self._count, self._sum, self._least, self._most)
-        self.__init__()  # type: ignore[misc]
+        self._count, self._sum, self._least, self._most = self._NOTHING
         return taken
 
 

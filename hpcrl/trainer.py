@@ -300,6 +300,8 @@ class Trainer:
         notes = [f"MPI: {library()}"]
         if not self._task.layout_invariant:
             notes.append("layout_invariant: false; another number of ranks gives another run (--vector sync does not)")
+        if isinstance(self.config, ImpalaConfig) and self._ranks.layout.is_colocated and not self.config.in_lockstep:
+            notes.append("ranks that act and learn take turns with themselves: no actor runs ahead")
         if idle := sum(not block for block in self._ranks.layout.env_blocks.values()):
             notes.append(f"{idle} actors have no environment: --num-envs {self.config.num_envs} is below their number")
         return notes

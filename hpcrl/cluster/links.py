@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -177,7 +178,7 @@ class Links:
         mine = np.array([0 if self._sender is None else self._sender.sequence], np.int64)
         waiter.request(ranks.world.Iallgather(mine, sent))
         for receiver in self._receivers:
-            waiter.until(lambda receiver=receiver: receiver.drain(int(sent[receiver.actor])))  # type: ignore[misc]
+            waiter.until(partial(receiver.drain, int(sent[receiver.actor])))
         if isinstance(self._sender, MessageSender):
             waiter.until(self._sender.is_drained)
         if self._publisher is not None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class UnrollAccount(NamedTuple):
+@dataclass(frozen=True)
+class UnrollAccount:
     """What became of unrolls: each is learned from once, or dropped, or still under way when a run ends."""
 
-    acted: int
-    learned: int
-    dropped: int
+    acted: int = 0
+    learned: int = 0
+    dropped: int = 0
+
+    def __add__(self, other: UnrollAccount) -> UnrollAccount:
+        return UnrollAccount(self.acted + other.acted, self.learned + other.learned, self.dropped + other.dropped)
 
     @property
     def under_way(self) -> int:

@@ -207,7 +207,7 @@ class ActorRank:
     @property
     def account(self) -> UnrollAccount:
         """The unrolls of this actor. Local."""
-        return UnrollAccount(acted=self._sender.sequence, learned=0, dropped=0)
+        return UnrollAccount(acted=self._sender.sequence)
 
     def start(self) -> Control:
         """Take the first weights."""

@@ -76,8 +76,7 @@ class Reporter:
     def account(self) -> UnrollAccount:
         """What became of the unrolls of all actors, on every rank."""
         parts = gather(self._ranks.world, self._station.role.account, self._waiter)
-        whole = UnrollAccount(*(sum(numbers) for numbers in zip(*parts, strict=True))) if parts else None
-        return broadcast(self._ranks.world, whole, self._waiter)  # type: ignore[return-value]
+        return broadcast(self._ranks.world, sum(parts, UnrollAccount()), self._waiter)
 
 
 def _time_split(seconds: np.ndarray, ranks: Ranks) -> Row:

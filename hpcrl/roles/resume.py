@@ -19,7 +19,7 @@ from hpcrl.storage.checkpoints import Checkpoint, require_matching
 from hpcrl.storage.run_directory import RunDirectory
 
 #: Fields whose change would make another run of it.
-_FIXED = ("env", "num_envs", "seed", "vector", "optimizer")
+_FIXED = ("algorithm", "env", "num_envs", "seed", "vector", "optimizer")
 
 
 def checkpoint_config(checkpoint: Checkpoint) -> TrainConfig:

@@ -87,3 +87,20 @@ def test_a_full_disk_does_not_end_the_run(shared_dir: Path, monkeypatch: pytest.
     on_root = world().rank == 0
     assert failures == (4 if on_root else 0)
     assert any("CHECKPOINT NOT WRITTEN" in str(warning.message) for warning in caught) == on_root
+
+
+@pytest.mark.mpi(ranks=(1,))
+def test_a_run_goes_on_with_its_own_algorithm_only(shared_dir: Path) -> None:
+    from hpcrl import ImpalaConfig, Trainer
+    from hpcrl.errors import CheckpointError
+
+    config = _config(shared_dir / "run", total_env_steps=128, num_iterations=1)
+    with Trainer(config) as trainer:
+        list(trainer)
+        assert not any("runs ahead" in note for note in trainer.notes)
+    with pytest.raises(CheckpointError, match="algorithm 'a2c', expected 'impala'"):
+        Trainer(ImpalaConfig(run_dir=shared_dir / "run", resume=True, num_envs=4, hidden_sizes=(16,)))
+    with Trainer(ImpalaConfig(run_dir=shared_dir / "other", total_env_steps=1024, tensorboard=False)) as trainer:
+        assert any("no actor runs ahead" in note for note in trainer.notes)
+        list(trainer)
+        assert trainer.account is not None and trainer.account.under_way == 0
