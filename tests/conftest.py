@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hpcrl.cluster.launch import launcher_command, rank_environment
+from hpcrl.cluster.launch import SESSION_FOLDER, launcher_command, rank_environment
 from tests.commands import run
 
 _INSIDE = "HPCRL_TEST_WORLD"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_launchers() -> Iterator[None]:
+    """Launchers that tests start themselves leave those of other workers alone, see `hpcrl.cluster.launch`."""
+    if _INSIDE in os.environ or SESSION_FOLDER in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="hpcrl-tests-", ignore_cleanup_errors=True) as folder:
+        os.environ[SESSION_FOLDER] = folder
+        yield
+        del os.environ[SESSION_FOLDER]
 
 
 @pytest.fixture

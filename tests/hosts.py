@@ -110,7 +110,7 @@ def run_on_hosts(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env={**os.environ, **(env or {})},
+                env={**_environment(), **(env or {})},
                 start_new_session=True,
             )
         except BaseException:
@@ -132,6 +132,11 @@ def run_on_hosts(
         if not Path(directory, "ready").exists():
             raise RuntimeError(f"the hosts could not be made: {stderr.strip()}")
         return subprocess.CompletedProcess(job, process.returncode, stdout, stderr)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without the launcher's folder: every host has a `TMPDIR` of its own."""
+    return {name: value for name, value in os.environ.items() if name != "PRTE_MCA_prte_tmpdir_base"}
 
 
 def _finish(process: subprocess.Popen[str]) -> tuple[str, str]:

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -21,6 +23,7 @@ _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _RESEND_S = 1.0
 _PR_SET_PDEATHSIG = 1
 _ONE_MACHINE = {"OMPI_MCA_btl": "^ofi"}
+SESSION_FOLDER = "PRTE_MCA_prte_tmpdir_base"
 
 
 class Promise(NamedTuple):
@@ -88,7 +91,22 @@ def start_ranks(ranks: int, arguments: Sequence[str], environment: Mapping[str, 
     # Ignored until the rank has installed its handlers: a signal in its first moments must not end it.
     shield = ["sh", "-c", 'trap "" USR1 USR2; exec "$0" "$@"']
     command = launcher_command(ranks, [*shield, sys.executable, "-m", "hpcrl", *arguments])
-    return _Ranks(command, rank_environment(environment)).wait()
+    with _session_folder(environment) as settings:
+        return _Ranks(command, rank_environment(environment) | settings).wait()
+
+
+@contextmanager
+def _session_folder(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """A folder of its own for Open MPI's launcher while it runs, unless the user names one; as settings.
+
+    Launchers of one user share a folder that each removes when it ends. One that starts in that moment fails, with
+    "The PMIx server's listener thread failed to start".
+    """
+    if SESSION_FOLDER in environment:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="hpcrl-", ignore_cleanup_errors=True) as folder:
+        yield {SESSION_FOLDER: folder}
 
 
 def one_machine_settings(environment: Mapping[str, str]) -> dict[str, str]:

@@ -41,18 +41,26 @@ def lockstep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _train(tmp_path_factory.mktemp("lockstep") / "run", "impala", "--ranks", 2, "--schedule", "lockstep")
 
 
+_REPLAYED = ("--deterministic", "--max-lag", 2)
+
+
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """impala two updates behind, on one learner and two actors."""
+    return _train(tmp_path_factory.mktemp("replayed") / "run", "impala", "--ranks", 3, *_REPLAYED)
+
+
 def test_no_lag_is_lockstep_bit_for_bit(tmp_path: Path, lockstep: Path) -> None:
     run_dir = _train(tmp_path / "run", "impala", "--ranks", 2, "--max-lag", 0)
     assert weights(run_dir).tobytes() == weights(lockstep).tobytes()
     assert [row["lag/max"] for row in _rows(run_dir)] == ["0", "0"]
 
 
-def test_a_deterministic_run_ahead_is_the_same_when_repeated(tmp_path: Path, lockstep: Path) -> None:
-    options = ("--ranks", 3, "--deterministic", "--max-lag", 2)
-    one, other = (_train(tmp_path / name, "impala", *options) for name in ("one", "other"))
-    assert weights(one).tobytes() == weights(other).tobytes()
-    assert [row["lag/max"] for row in _rows(one)] == ["2", "2"]
-    assert relative_difference(weights(one), weights(lockstep)) > 0.01
+def test_a_deterministic_run_ahead_is_the_same_when_repeated(tmp_path: Path, replayed: Path, lockstep: Path) -> None:
+    again = _train(tmp_path / "again", "impala", "--ranks", 3, *_REPLAYED)
+    assert weights(again).tobytes() == weights(replayed).tobytes()
+    assert [row["lag/max"] for row in _rows(again)] == ["2", "2"]
+    assert relative_difference(weights(again), weights(lockstep)) > 0.01
 
 
 def test_batches_that_cut_rounds_are_replayed_too(tmp_path: Path) -> None:
@@ -123,11 +131,11 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, schedule: str, lockstep: Pat
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 @pytest.mark.parametrize(
     "options",
-    [("--deterministic", "--max-lag", 2), ("--max-lag", 0, "--inference", "learner"), ("--learners", 2)],
+    [_REPLAYED, ("--max-lag", 0, "--inference", "learner"), ("--learners", 2)],
     ids=["deterministic", "central", "run-ahead"],
 )
 def test_hosts_that_share_no_memory_run_ahead_as_well(
-    tmp_path: Path, options: tuple[object, ...], lockstep: Path
+    tmp_path: Path, options: tuple[object, ...], lockstep: Path, replayed: Path
 ) -> None:
     command = [sys.executable, "-m", "hpcrl", "train", "impala", "--run-dir", str(tmp_path / "far"), "--no-tensorboard"]
     command += map(str, [*_SHORT, "--learners", 1, *options])
@@ -136,7 +144,7 @@ def test_hosts_that_share_no_memory_run_ahead_as_well(
     acted, learned, dropped, under_way = _account(done.stdout)
     assert acted == learned + dropped + under_way and dropped == 0
     if "--deterministic" in options:
-        near = _train(tmp_path / "near", "impala", "--ranks", 4, *options)
-        assert relative_difference(weights(near), weights(tmp_path / "far")) <= _TOLERANCE
+        # With three actors in place of two: of one learner, any number is the same run.
+        assert relative_difference(weights(replayed), weights(tmp_path / "far")) <= _TOLERANCE
     if "--inference" in options:
         assert relative_difference(weights(lockstep), weights(tmp_path / "far")) <= _TOLERANCE
