@@ -132,18 +132,17 @@ def _receive_and_leave(comm: Comm, waiter: Waiter, held: int, sent: int) -> None
 
 @pytest.mark.mpi(ranks=(2,))
 def test_a_message_out_of_sequence_is_refused() -> None:
+    from hpcrl.cluster.channels import MessageOutbox
     from hpcrl.cluster.mpi import world
-    from hpcrl.cluster.transport import MessageReceiver, MessageSender
+    from hpcrl.cluster.transport import UNROLL_TAG, MessageReceiver
 
     comm, waiter = world(), Waiter(Activity())
     if comm.rank == 1:
-        sender = MessageSender(_SPEC, comm, 0)
-        for sequence in (0, 2):
-            _fill(sender.slot(), 0)
-            sender.sequence = sequence
-            sender.slot().set_header(actor=1)
-            sender.send()
-        waiter.until(sender.is_drained)
+        outbox = MessageOutbox(_SPEC.nbytes, comm, 0, UNROLL_TAG)
+        for slot, sequence in zip(outbox.slots, (0, 2), strict=True):
+            Unroll(_SPEC, slot).set_header(actor=1, sequence=sequence)
+            outbox.send()
+        waiter.until(outbox.is_drained)
     else:
         receiver = MessageReceiver(1, _SPEC, comm, 2)
         waiter.until(lambda: receiver.poll() is not None)

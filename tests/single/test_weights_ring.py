@@ -353,9 +353,9 @@ def test_unrolls_of_another_sequence_or_actor_are_refused() -> None:
     with pytest.raises(TransportError, match="expected unroll 0 of rank 4, got unroll 0 of rank 5"):
         receiver.poll()
     sender, receiver = make_ends()
+    sent = sender.slot()
     send(sender, 0)
-    sender.sequence = 0
-    sender.slot().set_header(sequence=9)
+    sent.set_header(sequence=9)
     with pytest.raises(TransportError, match="expected unroll 0 of rank 4, got unroll 9 of rank 4"):
         receiver.poll()
 
