@@ -160,6 +160,23 @@ class A2CConfig(ActorCriticConfig):
 
 
 @dataclass(frozen=True)
+class A3CConfig(ActorCriticConfig):
+    """Asynchronous advantage actor-critic; every worker's gradient is applied as it arrives."""
+
+    algorithm: ClassVar[str] = "a3c"
+
+    max_lag: int | None = option(
+        None,
+        "Most updates that a gradient's weights may be behind when it is sent; older ones are dropped (default: any).",
+        "asynchronous",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("max_lag", self.max_lag is None or self.max_lag >= 0, "a whole number of 0 or more")
+
+
+@dataclass(frozen=True)
 class ImpalaConfig(ActorCriticConfig):
     """Importance-weighted actor-learner: actors run ahead of the learners, V-trace corrects for it."""
 
@@ -263,7 +280,7 @@ class AppoConfig(ImpalaConfig):
         self._require("clip_range", 0 < self.clip_range < math.inf, "a finite number above 0")
 
 
-CONFIGS: dict[str, type[TrainConfig]] = {"a2c": A2CConfig, "impala": ImpalaConfig, "appo": AppoConfig}
+CONFIGS: dict[str, type[TrainConfig]] = {"a2c": A2CConfig, "a3c": A3CConfig, "impala": ImpalaConfig, "appo": AppoConfig}
 
 
 def config_class(algorithm: str) -> type[TrainConfig]:

@@ -25,6 +25,7 @@ COLUMNS = (
     "time/env_steps_per_s",
     "time/actor_acting_s",
     "time/actor_inference_s",
+    "time/actor_learning_s",
     "time/actor_transport_s",
     "time/actor_waiting_s",
     "time/learner_learning_s",
@@ -56,6 +57,9 @@ COLUMNS = (
     "lag/min",
     "lag/mean",
     "lag/max",
+    "lag/shard_spread_min",
+    "lag/shard_spread_mean",
+    "lag/shard_spread_max",
     "lag/dropped_unrolls",
     "lag/dropped_steps",
     "wait/actor_for_slot",
@@ -131,6 +135,21 @@ class MeanReducer:
         self._sums, self._count = np.zeros(len(self._names)), 0
         return dict(zip(self._names, means.tolist(), strict=True))
 
+    def take_state(self) -> dict[str, NDArray]:
+        """What was added since the last call, as `state` gives it."""
+        state = self.state()
+        self._sums, self._count = np.zeros(len(self._names)), 0
+        return state
+
+    @classmethod
+    def merged(cls, names: Sequence[str], states: Sequence[Mapping[str, NDArray]]) -> MeanReducer:
+        """The reducer to which all was added that is in `states`."""
+        reducer = cls(names)
+        for state in states:
+            reducer._sums += state["sums"]
+            reducer._count += int(state["count"][0])
+        return reducer
+
     def state(self) -> dict[str, NDArray]:
         """Arrays for a checkpoint."""
         return {"sums": self._sums.copy(), "count": np.array([self._count])}
@@ -153,33 +172,36 @@ class Differences:
         return added
 
 
-class LagReducer:
-    """Lags of columns since the last report."""
+#: Count, sum, least and most of some numbers.
+Range = tuple[float, float, float, float]
+
+
+class RangeReducer:
+    """Range and mean of whole numbers since the last report."""
 
     _NOTHING = (0, 0, math.inf, -math.inf)
 
     def __init__(self) -> None:
         self._count, self._sum, self._least, self._most = self._NOTHING
 
-    def add(self, lag: int, count: int) -> None:
-        """The lag of `count` columns, in learner updates."""
+    def add(self, number: int, count: int = 1) -> None:
+        """`count` times a number."""
         self._count += count
-        self._sum += lag * count
-        self._least, self._most = min(self._least, lag), max(self._most, lag)
+        self._sum += number * count
+        self._least, self._most = min(self._least, number), max(self._most, number)
 
-    def take(self) -> tuple[float, float, float, float]:
-        """Count, sum, least and most since the last call."""
+    def take(self) -> Range:
+        """The range since the last call."""
         taken = (self._count, self._sum, self._least, self._most)
         self._count, self._sum, self._least, self._most = self._NOTHING
         return taken
 
 
-def lag_columns(parts: Sequence[tuple[float, float, float, float]]) -> Row:
-    """The columns that the reducers of all learners make; NaN where nothing was learned from."""
+def range_columns(prefix: str, parts: Sequence[Range]) -> Row:
+    """The columns PREFIX + "min", "mean" and "max" that the reducers of all ranks make; NaN where nothing was added."""
     counts, sums, least, most = (list(values) for values in zip(*parts, strict=True))
-    if not sum(counts):
-        return dict.fromkeys(("lag/min", "lag/mean", "lag/max"), math.nan)
-    return {"lag/min": min(least), "lag/mean": sum(sums) / sum(counts), "lag/max": max(most)}
+    numbers = [min(least), sum(sums) / sum(counts), max(most)] if sum(counts) else [math.nan] * 3
+    return {prefix + name: number for name, number in zip(("min", "mean", "max"), numbers, strict=True)}
 
 
 def _mean(values: NDArray) -> float:

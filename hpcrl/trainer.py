@@ -21,17 +21,18 @@ from hpcrl.activity import Activity, Phase
 from hpcrl.cluster.collectives import broadcast, gather, on_root
 from hpcrl.cluster.failures import end_job, ending_the_job
 from hpcrl.cluster.heartbeats import Heartbeats
-from hpcrl.cluster.layout import plan_layout
+from hpcrl.cluster.layout import plan_layout, plan_workers
 from hpcrl.cluster.mpi import Comm, check_world, library, self_test, world
 from hpcrl.cluster.ranks import Ranks, split_nodes
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control
-from hpcrl.config import ActorCriticConfig, ImpalaConfig, TrainConfig, from_facts, to_json
+from hpcrl.config import A3CConfig, ActorCriticConfig, ImpalaConfig, TrainConfig, from_facts, to_json
 from hpcrl.envs.factory import describe_task
 from hpcrl.envs.restore import Restored
 from hpcrl.errors import ConfigError, HpcrlError
 from hpcrl.metrics import Row
-from hpcrl.roles.account import UnrollAccount
+from hpcrl.roles.account import Account
+from hpcrl.roles.asynchronous import AsynchronousStation
 from hpcrl.roles.boundary import Boundary, iteration_of
 from hpcrl.roles.evaluation import play_episodes
 from hpcrl.roles.recorder import FORMAT_VERSION, Recorder, run_facts
@@ -39,6 +40,7 @@ from hpcrl.roles.reporting import Reporter
 from hpcrl.roles.resume import checkpoint_config, load_into, record_resume, require_fit
 from hpcrl.roles.snapshot import environments_of, merge_environments, optimizer_arrays, weight_arrays
 from hpcrl.roles.station import Station
+from hpcrl.roles.synchronous import SynchronousStation
 from hpcrl.roles.tracing import Tracing
 from hpcrl.signals import Requests
 from hpcrl.spaces import Task
@@ -60,7 +62,7 @@ class Trainer:
     Attributes:
         run_dir: where the run lies.
         stopped: why the run is over, once it is.
-        account: what became of all unrolls, once the run is over.
+        account: what became of all unrolls (of all gradients under a3c), once the run is over.
         trace_file: the trace that `close` wrote; on rank 0, where the configuration asks for it.
 
     Raises:
@@ -90,17 +92,23 @@ class Trainer:
 
         node, nodes = split_nodes(comm)
         settings = self.config
-        plan = partial(plan_layout, nodes, settings.learners, settings.placement, settings.num_envs)
+        planner = plan_workers if isinstance(settings, A3CConfig) else plan_layout
+        plan = partial(planner, nodes, settings.learners, settings.placement, settings.num_envs)
         self._ranks = Ranks(comm, on_root(comm, plan, self._waiter), node)
         self._heartbeats = Heartbeats(self._ranks, self._activity, settings.hang_timeout)
         self._waiter.watch = self._heartbeats.watch
         self._tracing = Tracing(self._ranks, self._activity, self._waiter) if settings.profile else None
         self.trace_file: Path | None = None
-        self._station = Station(settings, self._task, self._ranks, requests, self._waiter)
+        parts = (self._task, self._ranks, requests, self._waiter)
+        self._station: Station
+        if isinstance(settings, A3CConfig):
+            self._station = AsynchronousStation(settings, *parts)
+        else:
+            self._station = SynchronousStation(settings, *parts)
         self._begin(checkpoint)
 
         self.stopped: str | None = None
-        self.account: UnrollAccount | None = None
+        self.account: Account | None = None
         self._evaluation = _NO_EVALUATION
         self._control = self._station.role.start()
         self._row_at_start = self._act_on(self._control)
@@ -268,14 +276,15 @@ class Trainer:
     def _snapshot(self, evaluation: float = math.nan) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The state of the run on rank 0, arrays by name and attributes; empty elsewhere."""
         self._reporter.collect_episodes()
-        actor, learner = self._station.actor, self._station.learner
-        states = gather(self._ranks.world, None if actor is None else actor.state(), self._waiter)
-        if self._recorder is None or learner is None:
+        station = self._station
+        states = gather(self._ranks.world, None if station.actor is None else station.actor.state(), self._waiter)
+        optimizer, updates = station.gather_optimizer(), self._reporter.updates_so_far()
+        if self._recorder is None or optimizer is None:
             return {}, {}
-        arrays = weight_arrays(self._station.flat) | optimizer_arrays(self._station.flat, learner.optimizer)
+        arrays = weight_arrays(station.flat) | optimizer_arrays(station.flat, optimizer)
         arrays |= merge_environments([state for state in states if state is not None])
         arrays |= {"rng/seed": np.array([self.config.seed]), "rng/action_counter": arrays["environments/rows"]}
-        arrays |= {f"progress/updates/{name}": array for name, array in learner.reducer.state().items()}
+        arrays |= {f"progress/updates/{name}": array for name, array in updates.items()}
         arrays |= {f"progress/episodes/{name}": array for name, array in self._recorder.episodes.state().items()}
         attributes = {
             "format_version": FORMAT_VERSION,
@@ -302,6 +311,8 @@ class Trainer:
             notes.append("layout_invariant: false; another number of ranks gives another run (--vector sync does not)")
         if isinstance(self.config, ImpalaConfig) and self._ranks.layout.is_colocated and not self.config.in_lockstep:
             notes.append("ranks that act and learn take turns with themselves: no actor runs ahead")
+        if self._ranks.layout.is_asynchronous and self._comm.size > 1:
+            notes.append("gradients are applied as they arrive: a run is not the same when it is repeated or resumed")
         if idle := sum(not block for block in self._ranks.layout.env_blocks.values()):
             notes.append(f"{idle} actors have no environment: --num-envs {self.config.num_envs} is below their number")
         return notes

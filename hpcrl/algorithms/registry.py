@@ -26,4 +26,5 @@ class LossFunction(Protocol):
     ) -> Loss: ...
 
 
-LOSSES: dict[str, LossFunction] = {"a2c": a2c_loss, "impala": impala_loss, "appo": appo_loss}
+#: a3c has the loss of a2c: what differs is when gradients are applied.
+LOSSES: dict[str, LossFunction] = {"a2c": a2c_loss, "a3c": a2c_loss, "impala": impala_loss, "appo": appo_loss}

@@ -52,14 +52,16 @@ def sum_over(comm: Comm, numbers: NDArray, waiter: Waiter) -> NDArray:
     return total
 
 
-def gather_numbers(comm: Comm, numbers: NDArray[np.int64], waiter: Waiter) -> NDArray[np.int64]:
+def gather_numbers(
+    comm: Comm, numbers: NDArray[np.int64], waiter: Waiter, phase: Phase = Phase.REDUCING
+) -> NDArray[np.int64]:
     """Every rank's int64 [n] as rows, in rank order, on every rank: int64 [size, n]. Collective over `comm`."""
     table = np.empty((comm.size, numbers.size), np.int64)
     if comm.size == 1:
         table[0] = numbers
         return table
-    with waiter.activity.during(Phase.REDUCING):
-        waiter.request(comm.Iallgather(np.ascontiguousarray(numbers, np.int64), table), Phase.REDUCING)
+    with waiter.activity.during(phase):
+        waiter.request(comm.Iallgather(np.ascontiguousarray(numbers, np.int64), table), phase)
     return table
 
 

@@ -19,6 +19,7 @@ class Layout:
         actors: ranks that act, ascending; under "colocated" and in a world of one, the learners themselves.
         learner_of: the learner that each actor feeds.
         env_blocks: global indices of each actor's environments, contiguous, dealt in rank order.
+        is_asynchronous: learners own shards of the weights, and every actor is a worker that talks to all of them.
     """
 
     node_of: tuple[int, ...]
@@ -26,11 +27,12 @@ class Layout:
     actors: tuple[int, ...]
     learner_of: dict[int, int]
     env_blocks: dict[int, range]
+    is_asynchronous: bool = False
 
     @property
     def is_colocated(self) -> bool:
         """Every rank acts and learns."""
-        return self.learners == self.actors
+        return not self.is_asynchronous and self.learners == self.actors
 
     def actors_of(self, learner: int) -> tuple[int, ...]:
         """The actors that feed `learner`, in rank order."""
@@ -47,8 +49,12 @@ class Layout:
         roles = f"{_count(len(self.learners), 'learner')} and {_count(len(self.actors), 'actor')}"
         if self.is_colocated:
             roles = f"{_count(len(self.actors), 'rank')}, acting and learning,"
+        if self.is_asynchronous:
+            roles = f"{_count(len(self.actors), 'worker')} and {_count(len(self.learners), 'parameter owner')}"
+            roles += " among them" if set(self.learners) <= set(self.actors) else ""
+        who = "a worker" if self.is_asynchronous else "an actor"
         sizes = sorted({len(block) for block in self.env_blocks.values()})
-        return f"{roles} {where}, {' or '.join(map(str, sizes))} environments an actor"
+        return f"{roles} {where}, {' or '.join(map(str, sizes))} environments {who}"
 
 
 def plan_layout(
@@ -84,6 +90,34 @@ def plan_layout(
     chosen = _spread(node_of, wanted)
     actors = tuple(rank for rank in range(size) if rank not in chosen)
     return Layout(node_of, chosen, actors, _assign(node_of, chosen, actors), _deal(actors, num_envs))
+
+
+def plan_workers(
+    nodes: Sequence[object], owners: int | Literal["auto"], placement: Literal["split", "colocated"], num_envs: int
+) -> Layout:
+    """Deal out the roles of an asynchronous run: owners of shards of the weights, and workers.
+
+    Args:
+        nodes: what tells each rank's node, in rank order.
+        owners: how many; "auto" is one.
+        placement: split: owners do nothing else; colocated, and in a world of one: every rank is a worker, some own
+            a shard beside it.
+        num_envs: environments in total.
+
+    Raises:
+        ConfigError: no rank is left to be a worker, or more owners than ranks.
+    """
+    numbers: dict[object, int] = {}
+    node_of = tuple(numbers.setdefault(node, len(numbers)) for node in nodes)
+    size, wanted = len(node_of), 1 if owners == "auto" else owners
+    colocated = placement == "colocated" or size == 1
+    if wanted + (not colocated) > size:
+        needed = f"{wanted + 1} ranks (or --placement colocated)" if not colocated else f"{wanted} ranks"
+        raise ConfigError(f"--learners {wanted}, owners of the weights, needs at least {needed}, got {size}")
+    chosen = _spread(node_of, wanted)
+    workers = tuple(rank for rank in range(size) if colocated or rank not in chosen)
+    learner_of = dict.fromkeys(workers, 0)
+    return Layout(node_of, chosen, workers, learner_of, _deal(workers, num_envs), is_asynchronous=True)
 
 
 def _auto_learners(node_of: Sequence[int]) -> int:

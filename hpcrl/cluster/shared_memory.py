@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hpcrl.cluster.mpi import MPI, Comm
 from hpcrl.errors import TransportError
+from hpcrl.unroll import aligned_zeros
 
 CACHE_LINE = 64
 _SHARED_MEMORY_FOLDER = "/dev/shm"
@@ -51,6 +52,23 @@ class SharedSegments:
         """Give the memory back. Collective over the communicator."""
         self._window.Unlock_all()
         self._window.Free()
+
+
+class OwnSegment:
+    """The same for a rank that has no company on its node: memory of its own, and nobody to be in order for. Local."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._memory = aligned_zeros(nbytes)
+
+    def segment(self, rank: int) -> NDArray[np.uint8]:
+        """The memory; `rank` is 0."""
+        return self._memory
+
+    def fence(self) -> None:
+        """Nothing to order. Local."""
+
+    def free(self) -> None:
+        """Nothing to give back. Local."""
 
 
 def _rounded(nbytes: int) -> int:

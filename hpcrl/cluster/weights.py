@@ -97,9 +97,14 @@ class WeightsRing:
         self._fence()
         return int(self._newest[0]) - 1
 
+    @property
+    def boundaries(self) -> int:
+        """How many were announced. Local."""
+        return int(self._boundaries[0])
+
     def boundary(self, seen: int) -> Control | None:
         """The boundary after the first `seen` ones, once it is announced. Local."""
-        if self._boundaries[0] <= seen:
+        if self.boundaries <= seen:
             return None
         self._fence()
         return Control(*self._boundary_words.tolist())
@@ -184,6 +189,12 @@ class WeightsPublisher:
 
     def publish(self, control: Control, weights: NDArray[np.float32], waiter: Waiter) -> None:
         """Publish to all actors of this learner; boundaries reach every one. Local."""
+        self.offer(control, weights)
+        if self._cells and (self._every or control.flags):
+            waiter.until(self._has_left)
+
+    def offer(self, control: Control, weights: NDArray[np.float32]) -> None:
+        """Publish without waiting: a cell that is busy gets what is the newest then. Local."""
         if self._ring is not None:
             self._ring.write(control, lambda message: pack(message, control, weights))
         if not self._cells:
@@ -192,8 +203,6 @@ class WeightsPublisher:
         for cell in self._cells:
             cell.is_due = True
         self.progress()
-        if self._every or control.flags:
-            waiter.until(self._has_left)
 
     def progress(self) -> bool:
         """Send what is due and can leave; whether anything did. Local."""
@@ -248,11 +257,16 @@ class WeightsSubscriber:
         self._ring, self._relay = ring, relay
         self._boundaries = 0
 
-    def has(self, publication: int) -> bool:
-        """Whether a publication is there. Local."""
+    @property
+    def newest(self) -> int:
+        """Number of the newest publication, -1 before there is one. Local."""
         if self._relay is not None:
             self._relay.progress()
-        return self._ring.newest >= publication
+        return self._ring.newest
+
+    def has(self, publication: int) -> bool:
+        """Whether a publication is there. Local."""
+        return self.newest >= publication
 
     def boundary(self) -> Control | None:
         """The next boundary, once; None where there is none to meet the others at. Local."""
@@ -263,7 +277,11 @@ class WeightsSubscriber:
 
     def announces_boundary(self) -> bool:
         """Whether `boundary` has one. Local."""
-        return self._ring.boundary(self._boundaries) is not None
+        return self._ring.boundaries > self._boundaries
+
+    def pass_boundary(self, boundaries: int) -> None:
+        """Count a boundary as met that the ranks agreed on by themselves: there were so many, with it. Local."""
+        self._boundaries = boundaries
 
     def fetch(self, publication: int, weights: NDArray[np.float32]) -> Control:
         """Copy the weights of exactly one publication that is there into `weights`, float32 [N]. Local."""

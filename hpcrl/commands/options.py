@@ -16,7 +16,7 @@ from hpcrl.presets import preset
 from hpcrl.storage.run_directory import RunDirectory
 
 #: The groups of options, in the order of the help.
-_GROUPS = ("environment", "run", "evaluation", "layout", "run_ahead", "algorithm", "model", "optimizer")
+_GROUPS = ("environment", "run", "evaluation", "layout", "run_ahead", "asynchronous", "algorithm", "model", "optimizer")
 
 
 def parse(algorithm: str, arguments: Sequence[str]) -> TrainConfig:

@@ -101,10 +101,7 @@ def _run(config: TrainConfig, comm: Comm, requests: Requests) -> int:
 def _say_goodbye(trainer: Trainer, display: Display, requests: Requests) -> None:
     display.say(f"weights sha256 {trainer.weights_sha256()}")
     if (account := trainer.account) is not None:
-        display.say(
-            f"unrolls: {account.acted:,} acted, {account.learned:,} learned from, {account.dropped:,} dropped as too "
-            f"old, {account.under_way:,} under way at the end"
-        )
+        display.say(account.describe())
     if trainer.stopped == "asked to stop":
         why = requests.stop or "a signal to another rank"
         display.say(

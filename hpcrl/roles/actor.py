@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,7 +16,7 @@ from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control, WeightsSubscriber
 from hpcrl.envs.episodes import EpisodeEnvs, unroll_rows
 from hpcrl.envs.restore import Restored
-from hpcrl.metrics import Differences
+from hpcrl.metrics import EPISODE, Differences, Range
 from hpcrl.models.distributions import ActionHead
 from hpcrl.models.exploration import mix_uniform
 from hpcrl.noise import Purpose, UniformsAhead
@@ -237,9 +238,22 @@ class ActorRank:
         self._waits["wait/actor_for_slot"] += not self._sender.is_free()
         self._waits["wait/actor_for_weights"] += not self._subscriber.has(needed)
 
+    # Reports: what becomes of its unrolls is for its learner to say.
+
+    reducer = None
+    unrolls_cut = 0
+
     def take_counts(self) -> dict[str, float]:
         """Columns of the report that are sums over the actors, since the last call. Local."""
         return self._counts.take(self._waits)
+
+    def take_ranges(self) -> dict[str, Range]:
+        """None. Local."""
+        return {}
+
+    def take_episodes(self) -> NDArray:
+        """None: they travel with the unrolls. Local."""
+        return np.empty(0, EPISODE)
 
     def _boundary(self) -> Control | None:
         boundary = self._subscriber.boundary()

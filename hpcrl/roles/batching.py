@@ -67,6 +67,16 @@ class Batcher:
         return self._shaped[num_columns]
 
 
+def batch_of(unroll: Unroll) -> Batch:
+    """One whole unroll as a batch: views of its memory, no copies."""
+    finals = unroll.num_finals
+    return Batch(
+        **{name: torch.from_numpy(getattr(unroll, name)) for name in _STACKED},
+        final_observation=torch.from_numpy(unroll.final_observation[:finals]),
+        final_index=torch.from_numpy(unroll.final_index[:finals]),
+    )
+
+
 def finished_episodes(unroll: Unroll) -> np.ndarray:
     """The episodes that ended in an unroll: dtype EPISODE [n]."""
     t, column = np.nonzero(unroll.terminated | unroll.truncated)

@@ -35,6 +35,13 @@ def decide(config: TrainConfig, before: int, after: int, stop_requested: bool, s
     return flags
 
 
+def due_at_start(config: TrainConfig, env_steps: int) -> Boundary:
+    """What is due before the first update of a run, or of its resume, that stands at `env_steps`."""
+    if env_steps >= config.total_env_steps:
+        return Boundary.STOP
+    return Boundary.EVALUATE | Boundary.REPORT if config.eval_at_start and env_steps == 0 else Boundary.NONE
+
+
 def iteration_of(config: TrainConfig, env_steps: int) -> int:
     """Whole iterations that `env_steps` make up, at most num_iterations."""
     return min(env_steps * config.num_iterations // config.total_env_steps, config.num_iterations)

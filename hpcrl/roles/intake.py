@@ -14,7 +14,7 @@ from hpcrl.cluster.collectives import gather_numbers
 from hpcrl.cluster.mpi import Comm
 from hpcrl.cluster.transport import UnrollReceiver
 from hpcrl.cluster.waiting import Waiter
-from hpcrl.metrics import EPISODE, LagReducer
+from hpcrl.metrics import EPISODE, RangeReducer
 from hpcrl.roles.batching import Batcher, finished_episodes
 from hpcrl.roles.inbox import Inbox, Piece
 from hpcrl.roles.schedule import Schedule
@@ -80,7 +80,7 @@ class Intake:
         self._rank, self._receivers = rank, receivers
         self.batcher = batcher
         self.inbox = Inbox(receivers, schedule.in_rounds, self._note)
-        self.lag = LagReducer()
+        self.lag = RangeReducer()
         self.waits = 0
         self._batches = 0
         self._votes = np.zeros(3, np.int64)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpcrl.activity import Activity, Phase
 from hpcrl.cluster.collectives import broadcast, gather
 from hpcrl.cluster.ranks import Ranks
 from hpcrl.cluster.waiting import Waiter
-from hpcrl.metrics import COLUMNS, Row, lag_columns
-from hpcrl.roles.account import UnrollAccount
+from hpcrl.metrics import COLUMNS, MeanReducer, Range, Row, range_columns
+from hpcrl.roles.account import Account
 from hpcrl.roles.recorder import Recorder
 from hpcrl.roles.station import Station
+from hpcrl.roles.updates import UPDATE_METRICS
 
-_ACTOR_PHASES = (Phase.ACTING, Phase.INFERENCE, Phase.TRANSPORT, Phase.WAITING)
+_ACTOR_PHASES = (Phase.ACTING, Phase.INFERENCE, Phase.LEARNING, Phase.TRANSPORT, Phase.WAITING)
 _LEARNER_PHASES = (
     Phase.LEARNING,
     Phase.REDUCING,
@@ -41,11 +48,16 @@ class Reporter:
         self._waiter, self._activity = waiter, activity
 
     def collect_episodes(self) -> None:
-        """Bring the learners' episodes to rank 0's record."""
-        learner = self._station.learner
-        parts = gather(self._ranks.world, None if learner is None else learner.intake.take_episodes(), self._waiter)
+        """Bring the episodes of all ranks to rank 0's record."""
+        parts = gather(self._ranks.world, self._station.role.take_episodes(), self._waiter)
         if self._recorder is not None:
-            self._recorder.add_episodes(np.concatenate([part for part in parts if part is not None]))
+            self._recorder.add_episodes(np.concatenate(parts))
+
+    def updates_so_far(self) -> Mapping[str, NDArray]:
+        """What the reducers of all ranks know of the updates of the running iteration, on rank 0; {} elsewhere."""
+        reducer = self._station.role.reducer
+        parts = gather(self._ranks.world, None if reducer is None else reducer.state(), self._waiter)
+        return _merge(parts).state() if parts else {}
 
     def report(self, progress: Row, stop_return: float | None) -> tuple[Row, bool]:
         """The row of an iteration, written by rank 0, and whether the last 100 episodes reach `stop_return`.
@@ -55,28 +67,58 @@ class Reporter:
             stop_return: the target; None never is reached.
         """
         self.collect_episodes()
-        learner = self._station.learner
-        seconds = gather(self._ranks.world, self._activity.take_seconds(), self._waiter)
-        counts = gather(self._ranks.world, self._station.role.take_counts(), self._waiter)
-        lags = gather(self._ranks.world, None if learner is None else learner.intake.lag.take(), self._waiter)
+        parts = gather(self._ranks.world, self._take_part(), self._waiter)
         row: Row = {}
         reached = False
-        if self._recorder is not None and learner is not None:
+        if self._recorder is not None:
             row = dict.fromkeys(COLUMNS, math.nan) | progress
-            row |= self._recorder.episodes.take() | learner.reducer.take()
-            row |= _time_split(np.array(seconds), self._ranks)
-            for part in counts:
-                row |= {name: count + (0 if math.isnan(row[name]) else row[name]) for name, count in part.items()}
-            row |= lag_columns([lag for lag in lags if lag is not None])
-            row["rollout/unrolls_cut"] = learner.unrolls_cut
+            row |= self._recorder.episodes.take() | _merge([part.updates for part in parts]).take()
+            row |= _time_split(np.array([part.seconds for part in parts]), self._ranks)
+            row |= _sums([part.counts for part in parts]) | _ranges([part.ranges for part in parts])
+            row["rollout/unrolls_cut"] = sum(part.unrolls_cut for part in parts)
             row = self._recorder.report(row)
             reached = stop_return is not None and row["rollout/return_last_100"] >= stop_return
         return broadcast(self._ranks.world, (row, reached), self._waiter)
 
-    def account(self) -> UnrollAccount:
-        """What became of the unrolls of all actors, on every rank."""
+    def _take_part(self) -> _Part:
+        role = self._station.role
+        updates = None if role.reducer is None else role.reducer.take_state()
+        return _Part(self._activity.take_seconds(), role.take_counts(), role.take_ranges(), updates, role.unrolls_cut)
+
+    def account(self) -> Account:
+        """What became of the unrolls, or gradients, of all ranks, on every rank."""
         parts = gather(self._ranks.world, self._station.role.account, self._waiter)
-        return broadcast(self._ranks.world, sum(parts, UnrollAccount()), self._waiter)
+        total = reduce(add, parts) if parts else self._station.role.account
+        return broadcast(self._ranks.world, total, self._waiter)
+
+
+class _Part(NamedTuple):
+    """What one rank brings to a report."""
+
+    seconds: NDArray[np.float64]
+    counts: dict[str, float]
+    ranges: dict[str, Range]
+    updates: Mapping[str, NDArray] | None
+    unrolls_cut: int
+
+
+def _merge(parts: Sequence[Mapping[str, NDArray] | None]) -> MeanReducer:
+    return MeanReducer.merged(UPDATE_METRICS, [part for part in parts if part is not None])
+
+
+def _sums(parts: Sequence[Mapping[str, float]]) -> Row:
+    """The sums over the ranks of what any of them counts."""
+    sums: Row = defaultdict(float)
+    for part in parts:
+        for name, count in part.items():
+            sums[name] += count
+    return dict(sums)
+
+
+def _ranges(parts: Sequence[Mapping[str, Range]]) -> Row:
+    prefixes = sorted({prefix for part in parts for prefix in part})
+    rows = [range_columns(prefix, [part[prefix] for part in parts if prefix in part]) for prefix in prefixes]
+    return {name: value for row in rows for name, value in row.items()}
 
 
 def _time_split(seconds: np.ndarray, ranks: Ranks) -> Row:

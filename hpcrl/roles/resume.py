@@ -12,7 +12,7 @@ from hpcrl.envs.restore import Restored
 from hpcrl.errors import CheckpointError, ConfigError
 from hpcrl.models.policy import Policy
 from hpcrl.roles.recorder import FORMAT_VERSION, changes_since
-from hpcrl.roles.snapshot import load_optimizer, load_weights
+from hpcrl.roles.snapshot import load_weights
 from hpcrl.roles.station import Station
 from hpcrl.spaces import Task
 from hpcrl.storage.checkpoints import Checkpoint, require_matching
@@ -52,11 +52,8 @@ def require_fit(checkpoint: Checkpoint, config: TrainConfig, task: Task) -> None
 def load_into(station: Station, checkpoint: Checkpoint) -> None:
     """Put weights, optimizer and counters where the checkpoint stands. Local."""
     load_weights(station.flat, checkpoint.arrays)
-    if (learner := station.learner) is not None:
-        load_optimizer(station.flat, learner.optimizer, checkpoint.arrays)
-        learner.env_steps = int(checkpoint.attributes["env_steps"])
-        learner.learner_updates = int(checkpoint.attributes["learner_updates"])
-        learner.reducer.restore(checkpoint.group("progress/updates"))
+    env_steps, updates = (int(checkpoint.attributes[name]) for name in ("env_steps", "learner_updates"))
+    station.restore(checkpoint.arrays, env_steps, updates, checkpoint.group("progress/updates"))
 
 
 def record_resume(

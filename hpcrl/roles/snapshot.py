@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from hpcrl.algorithms.optimizers import Optimizer
 from hpcrl.errors import CheckpointError
 from hpcrl.models.flat import FlatParameters
 
@@ -29,10 +29,10 @@ def load_weights(flat: FlatParameters, arrays: Mapping[str, NDArray]) -> None:
         piece.copy_(torch.from_numpy(arrays[f"weights/{name}"]))
 
 
-def optimizer_arrays(flat: FlatParameters, optimizer: Optimizer) -> Arrays:
+def optimizer_arrays(flat: FlatParameters, state: Mapping[str, Tensor]) -> Arrays:
     """`optimizer/<state>/<parameter name>` for what the optimizer keeps of every weight, `optimizer/<state>` else."""
     arrays: Arrays = {}
-    for key, value in optimizer.state.items():
+    for key, value in state.items():
         if value.dim():
             arrays |= {f"optimizer/{key}/{name}": piece.numpy().copy() for name, piece in flat.split(value).items()}
         else:
@@ -40,15 +40,15 @@ def optimizer_arrays(flat: FlatParameters, optimizer: Optimizer) -> Arrays:
     return arrays
 
 
-def load_optimizer(flat: FlatParameters, optimizer: Optimizer, arrays: Mapping[str, NDArray]) -> None:
-    """Give the optimizer back what `optimizer_arrays` took; CheckpointError for arrays of another optimizer."""
-    expected = optimizer_arrays(flat, optimizer)
+def load_optimizer(flat: FlatParameters, state: Mapping[str, Tensor], arrays: Mapping[str, NDArray]) -> None:
+    """Put back what `optimizer_arrays` took, in place; CheckpointError for arrays of another optimizer."""
+    expected = optimizer_arrays(flat, state)
     stored = {path: array for path, array in arrays.items() if path.startswith("optimizer/")}
     for path in sorted(expected.keys() | stored.keys()):
         mine, theirs = (_outline(group.get(path)) for group in (expected, stored))
         if mine != theirs:
             raise CheckpointError(f"the checkpoint's {path} is {theirs}, expected {mine} for this --optimizer")
-    for key, value in optimizer.state.items():
+    for key, value in state.items():
         if not value.dim():
             value.fill_(int(stored[f"optimizer/{key}"][0]))
             continue

@@ -28,6 +28,7 @@ OPTIONS = {"gamma": 0.9, "gae_lambda": 0.8, "value_coef": 0.7}
 CLIPS = {"rho_bar": 1.1, "c_bar": 0.9, "pg_rho_bar": 0.8}
 CONFIG_OF: dict[str, ActorCriticConfig] = {
     "a2c": A2CConfig(**OPTIONS),
+    "a3c": A3CConfig(**OPTIONS),
     "impala": ImpalaConfig(**OPTIONS, **CLIPS),
     "appo": AppoConfig(**OPTIONS, **CLIPS),
 }

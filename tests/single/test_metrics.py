@@ -18,11 +18,11 @@ from hpcrl.metrics import (
     CsvFile,
     Differences,
     EpisodeReducer,
-    LagReducer,
     MeanReducer,
+    RangeReducer,
     TensorBoardFile,
     cut_csv,
-    lag_columns,
+    range_columns,
 )
 
 
@@ -131,24 +131,24 @@ LAGS = ("lag/min", "lag/mean", "lag/max")
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.tuples(st.integers(-3, 50), st.integers(1, 9)), max_size=5), min_size=1, max_size=3))
 def test_lags_are_those_of_all_columns_of_all_learners(added: list[list[tuple[int, int]]]) -> None:
-    reducers = [LagReducer() for _ in added]
+    reducers = [RangeReducer() for _ in added]
     for reducer, lags in zip(reducers, added, strict=True):
         for lag, count in lags:
             reducer.add(lag, count)
     columns = [lag for lags in added for lag, count in lags for _ in range(count)]
-    row = lag_columns([reducer.take() for reducer in reducers])
+    row = range_columns("lag/", [reducer.take() for reducer in reducers])
     expected = [min(columns), sum(columns) / len(columns), max(columns)] if columns else [math.nan] * 3
     assert [row[name] for name in LAGS] == pytest.approx(expected, nan_ok=True) and set(row) == set(LAGS)
     # Taken once.
-    assert all(math.isnan(value) for value in lag_columns([reducer.take() for reducer in reducers]).values())
+    assert all(math.isnan(value) for value in range_columns("lag/", [reducer.take() for reducer in reducers]).values())
 
 
 def test_lags_begin_anew_after_a_report() -> None:
-    reducer = LagReducer()
+    reducer = RangeReducer()
     reducer.add(9, 2)
     reducer.take()
     reducer.add(4, 1)
-    assert lag_columns([reducer.take()]) == {"lag/min": 4, "lag/mean": 4, "lag/max": 4}
+    assert range_columns("lag/", [reducer.take()]) == {"lag/min": 4, "lag/mean": 4, "lag/max": 4}
 
 
 def test_counts_are_reported_as_what_was_added() -> None:

@@ -1,0 +1,144 @@
+"""What a rank holds where gradients are summed over the learners: a learner, an actor, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hpcrl.algorithms.loss import STATISTICS
+from hpcrl.cluster.inference import QuestionSpec, group_sizes
+from hpcrl.cluster.links import Links, LinkSizes
+from hpcrl.cluster.ranks import Ranks
+from hpcrl.cluster.transport import UnrollReceiver
+from hpcrl.cluster.waiting import Waiter
+from hpcrl.config import ActorCriticConfig, ImpalaConfig
+from hpcrl.models.acting import ActingNetwork
+from hpcrl.roles.actor import Actor, ActorRank
+from hpcrl.roles.batching import Batcher
+from hpcrl.roles.hosting import HostedReceiver
+from hpcrl.roles.inference import AnsweringService, Inference, LearnerInference, OwnInference
+from hpcrl.roles.intake import Intake
+from hpcrl.roles.learner import Learner
+from hpcrl.roles.schedule import make_schedule
+from hpcrl.roles.snapshot import load_optimizer
+from hpcrl.roles.station import Station
+from hpcrl.signals import Requests
+from hpcrl.spaces import Task
+
+
+class SynchronousStation(Station):
+    """The parts of one rank. Collective over the world to make.
+
+    Attributes:
+        learner: learns, on ranks that do; the loop of the rank then, which hosts its actor where it has one.
+    """
+
+    def __init__(self, config: ActorCriticConfig, task: Task, ranks: Ranks, requests: Requests, waiter: Waiter) -> None:
+        super().__init__(config, task, ranks, requests, waiter, num_extra=len(STATISTICS) if ranks.is_learner else 0)
+        self._central = isinstance(config, ImpalaConfig) and config.inference == "learner"
+        self._schedule = make_schedule(config, hosted=ranks.layout.is_colocated)
+        blocks = ranks.layout.env_blocks
+        self._specs = {actor: self.unroll_spec(block, self._central) for actor, block in blocks.items()}
+        self._links = Links(ranks, self._link_sizes(), waiter)
+        self.learner: Learner | None = None
+        if ranks.is_actor:
+            self.actor = self._make_actor()
+        if ranks.is_learner:
+            self.learner = self._make_learner()
+        self.role: Learner | ActorRank = self.learner or self._make_actor_rank()
+
+    def _link_sizes(self) -> LinkSizes:
+        blocks = self._ranks.layout.env_blocks
+        questions = {}
+        if self._central:
+            observation = self._task.observation
+            example = torch.zeros(1, *observation.shape, dtype=getattr(torch, observation.dtype))
+            num_parameters = self.policy.parameters_of(example).shape[-1]
+            questions = {
+                actor: [QuestionSpec(observation, size, num_parameters) for size in group_sizes(len(block))]
+                for actor, block in blocks.items()
+            }
+        schedule = self._schedule
+        return LinkSizes(
+            self._specs, questions, schedule.num_slots, len(self.flat), schedule.ring_slots, schedule.exact
+        )
+
+    def _make_actor(self) -> Actor:
+        block = self._ranks.layout.env_blocks[self._ranks.rank]
+        sizes = (group_sizes(len(block)) if self._central else [len(block)]) or [0]
+        inference: Inference = OwnInference(ActingNetwork(self.policy), len(sizes))
+        if self._central:
+            inference = LearnerInference(self._links.questions(), self._waiter)
+        epsilon = self._config.behaviour_epsilon if isinstance(self._config, ImpalaConfig) else 0.0
+        return self.make_actor(sizes, inference, epsilon)
+
+    def _make_actor_rank(self) -> ActorRank:
+        assert self.actor is not None, "a rank acts or learns"
+        return ActorRank(
+            self.actor,
+            self._schedule,
+            self.flat.weights,
+            self._links.subscriber(),
+            self._links.sender(),
+            self._waiter,
+            own_network=not self._central,
+        )
+
+    def _make_learner(self) -> Learner:
+        assert self._ranks.learners is not None
+        blocks = self._ranks.layout.env_blocks
+        # An actor without environments sends nothing.
+        fed_by = [actor for actor in self._ranks.layout.actors_of(self._ranks.rank) if blocks[actor]]
+        intake = Intake(
+            self._schedule,
+            self._ranks.learners,
+            self._ranks.rank,
+            [self._make_receiver(actor) for actor in fed_by],
+            sum(len(blocks[actor]) for actor in fed_by),
+            Batcher(self._task, self._config.unroll_length),
+            self._config.num_epochs,
+            self._requests,
+            self._waiter,
+        )
+        if self._central:
+            channels = [channel for actor in fed_by for channel in self._links.answers(actor)]
+            service = AnsweringService(ActingNetwork(self.policy), channels, self._version, self._waiter)
+            self._waiter.chores.append(service.serve)
+        return Learner(
+            self._config,
+            self._schedule,
+            self._ranks.learners,
+            self.policy,
+            self.flat,
+            intake,
+            self._links.publisher(),
+            self._waiter,
+        )
+
+    def _make_receiver(self, actor: int) -> UnrollReceiver:
+        if actor != self._ranks.rank:
+            return self._links.receiver(actor)
+        assert self.actor is not None
+        return HostedReceiver(self.actor, actor, self._specs[actor], self._schedule.num_slots, self._version)
+
+    def _version(self) -> int:
+        """Learner updates in this rank's weights; before there is a learner nobody acts with them."""
+        return 0 if self.learner is None else self.learner.learner_updates
+
+    def gather_optimizer(self) -> Mapping[str, Tensor] | None:
+        """Every learner has all of it; None elsewhere."""
+        return None if self.learner is None else self.learner.optimizer.state
+
+    def restore(
+        self, arrays: Mapping[str, NDArray], env_steps: int, learner_updates: int, updates: Mapping[str, NDArray]
+    ) -> None:
+        """Optimizer and counters of the learner."""
+        if self.learner is not None:
+            load_optimizer(self.flat, self.learner.optimizer.state, arrays)
+            self.learner.restore(env_steps, learner_updates, updates)
+
+    def _close_links(self) -> None:
+        self._links.close()
