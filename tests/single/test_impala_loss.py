@@ -17,7 +17,7 @@ from hpcrl.algorithms.appo import clipped_surrogate
 from hpcrl.algorithms.batch import Batch
 from hpcrl.algorithms.loss import STATISTICS, Loss, Targets
 from hpcrl.algorithms.registry import LOSSES
-from hpcrl.config import CONFIGS, A2CConfig, ActorCriticConfig, AppoConfig, ImpalaConfig
+from hpcrl.config import CONFIGS, A2CConfig, A3CConfig, ActorCriticConfig, AppoConfig, ImpalaConfig
 from hpcrl.models.exploration import mix_uniform
 from hpcrl.models.policy import Policy
 from tests.batches import NUM_ACTIONS, ON, TERMINATED, TRUNCATED, Plan, columns, make_batch, plans, spoil
