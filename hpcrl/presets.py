@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from typing import Any
 
-from hpcrl.config import A2CConfig, ImpalaConfig, TrainConfig
+from hpcrl.config import A2CConfig, A3CConfig, ImpalaConfig, TrainConfig
 from hpcrl.errors import ConfigError
 
 
@@ -22,22 +23,31 @@ def first_light() -> A2CConfig:
     )
 
 
+#: What both presets for GridNavigation-v0 say; they differ in the algorithm alone.
+_GRID_NAVIGATION: dict[str, Any] = {
+    "env": "GridNavigation-v0",
+    "num_envs": 32,
+    "unroll_length": 16,
+    "total_env_steps": 60_000,
+    "num_iterations": 10,
+    "gamma": 0.95,
+    "gae_lambda": 0.95,
+    "entropy_coef": 0.02,
+    "entropy_coef_final": 0.0,
+    "optimizer": "adam",
+    "optimizer_epsilon": 1e-8,
+    "learning_rate": 5e-3,
+}
+
+
 def grid_navigation() -> A2CConfig:
     """GridNavigation-v0: the shortest way to the goal from every cell of an 8 x 8 grid."""
-    return A2CConfig(
-        env="GridNavigation-v0",
-        num_envs=32,
-        unroll_length=16,
-        total_env_steps=60_000,
-        num_iterations=10,
-        gamma=0.95,
-        gae_lambda=0.95,
-        entropy_coef=0.02,
-        entropy_coef_final=0.0,
-        optimizer="adam",
-        optimizer_epsilon=1e-8,
-        learning_rate=5e-3,
-    )
+    return A2CConfig(**_GRID_NAVIGATION)
+
+
+def a3c_grid_navigation() -> A3CConfig:
+    """GridNavigation-v0 with asynchronous gradients: the shortest way from every cell, too."""
+    return A3CConfig(**_GRID_NAVIGATION)
 
 
 def cartpole_throughput() -> ImpalaConfig:
@@ -58,6 +68,7 @@ def cartpole_throughput() -> ImpalaConfig:
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "first-light": first_light,
     "grid-navigation": grid_navigation,
+    "a3c-grid-navigation": a3c_grid_navigation,
     "cartpole-throughput": cartpole_throughput,
 }
 
