@@ -238,10 +238,16 @@ def _cell(value: Any) -> Any:
     return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
-def cut_csv(path: Path, column: str, last: int) -> int:
+def cut_csv(path: Path, column: str, last: int | Sequence[int], by: str = "") -> int:
     """Drop the rows whose `column` is above `last`, and a torn last line; how many were dropped.
 
     The file is replaced as a whole, so that a kill leaves the old or the new one.
+
+    Args:
+        path: the file, if there is one.
+        column: of whole numbers.
+        last: the same for all rows, or one for each value of the column `by`.
+        by: of whole numbers, from 0.
     """
     if not path.exists():
         return 0
@@ -250,10 +256,18 @@ def cut_csv(path: Path, column: str, last: int) -> int:
     # A line without its end was torn by a kill, even where it looks whole.
     whole = text[: text.rfind("\n") + 1]
     header, *rows = list(csv.reader(whole.splitlines())) or [[]]
-    if column not in header:
+    names = [name for name in (column, by) if name]
+    if not set(names) <= set(header):
         return 0
-    place = header.index(column)
-    kept = [row for row in rows if len(row) == len(header) and row[place].isdigit() and int(row[place]) <= last]
+    columns = [header.index(name) for name in names]
+
+    def stays(row: list[str]) -> bool:
+        if len(row) != len(header) or not all(row[place].isdigit() for place in columns):
+            return False
+        number, *rest = (int(row[place]) for place in columns)
+        return number <= (last if isinstance(last, int) else last[rest[0]] if rest[0] < len(last) else -1)
+
+    kept = [row for row in rows if stays(row)]
     num_dropped = len(rows) - len(kept) + (whole != text)
     if not num_dropped:
         return 0

@@ -48,12 +48,14 @@ class Recorder:
         self.best_score = -math.inf
         self.failures = 0
         self._elapsed_before_s = 0.0
-        self._steps_reported = self._rows_before = 0
+        self._steps_reported = 0
+        # Of every environment; none before a start, so that no row stays.
+        self._rows_before = np.zeros(0, np.int64)
         if checkpoint is not None:
             self._go_on_from(checkpoint)
         # Rows past the checkpoint are of a future that did not happen.
         cut_csv(directory.metrics_file, "env_steps", self._steps_reported)
-        cut_csv(directory.episodes_file, "env_step", self._rows_before)
+        cut_csv(directory.episodes_file, "env_step", self._rows_before.tolist(), by="env_index")
         self._metrics = CsvFile(directory.metrics_file, COLUMNS)
         self._episode_log = CsvFile(directory.episodes_file, _EPISODE_COLUMNS) if config.episode_log else None
         self._tensorboard = TensorBoardFile(directory.path, self._steps_reported) if config.tensorboard else None
@@ -64,7 +66,7 @@ class Recorder:
         self.best_score = float(checkpoint.attributes["best_score"])
         self._steps_reported = int(checkpoint.attributes["env_steps"])
         # Not env_steps / num_envs: an environment also counts the rows in which it only reset itself.
-        self._rows_before = int(checkpoint.arrays["rng/action_counter"].max())
+        self._rows_before = checkpoint.arrays["rng/action_counter"]
         self.episodes.restore(checkpoint.group("progress/episodes"))
 
     def add_episodes(self, episodes: np.ndarray) -> None:

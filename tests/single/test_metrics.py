@@ -216,6 +216,15 @@ def test_cut_csv_leaves_a_file_alone_that_needs_no_cut(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["m.csv"]
 
 
+def test_cut_csv_can_cut_every_environment_at_a_step_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.csv"
+    rows = [(5, 0), (7, 1), (6, 0), (8, 1), (6, 1), (3, 2)]
+    path.write_text("env_step,env_index\n" + "".join(f"{step},{env}\n" for step, env in rows))
+    assert cut_csv(path, "env_step", [5, 7], by="env_index") == 3
+    assert path.read_text() == "env_step,env_index\n5,0\n7,1\n6,1\n"
+    assert cut_csv(path, "env_step", [5, 7], by="no_such_column") == 0
+
+
 LINE = f"200,{2 / 7},2.125\n"
 
 
