@@ -2,7 +2,7 @@
 
 Between two meetings nobody waits for anybody. The lead owner announces a meeting beside its weights; a worker that sees
 it comes between two unrolls. Once all are there every gradient under way is applied, so that all shards stand at the
-same version, and every rank takes the weights.
+same version, and every rank takes the weights. What comes after that has to wait until the owner is through, too.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class AsyncRank:
 
     def advance(self) -> Control:
         """An unroll and its gradient, or a meeting; a rank that only owns a shard serves until there is one."""
+        if self.owner is not None:
+            self.owner.reopen()
         if self.worker is None:
             self._waiter.until(self._is_due)
         if self._is_due():
@@ -97,6 +99,8 @@ class AsyncRank:
             )
         self._waiter.until(lambda: self._weights.has(version))
         self._weights.fetch()
+        # Nobody goes on, and has its next gradient applied, before all have these weights.
+        self._waiter.request(self._world.Ibarrier())
         self._announcements.pass_boundary(boundaries)
         self._waiter.activity.beat(update=version)
         return Control(version, version, flags, env_steps, boundaries)

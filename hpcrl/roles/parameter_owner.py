@@ -61,7 +61,7 @@ class ParameterOwner:
         self.lag = RangeReducer()
         self.boundaries = 0
         self._due = Boundary.NONE
-        self._stop = self._save = False
+        self._stop = self._save = self._is_closed = False
         self._steps_decided = 0
 
     def start(self) -> None:
@@ -74,7 +74,12 @@ class ParameterOwner:
         self._publish()
 
     def serve(self) -> bool:
-        """Apply what has arrived, one gradient of each worker at most, and publish once; whether there was anything."""
+        """Apply what has arrived, one gradient of each worker at most, and publish once; whether there was anything.
+
+        Does nothing from `close_boundary` to `reopen`: what the ranks do together is about one state of the weights.
+        """
+        if self._is_closed:
+            return False
         # Another worker is asked first each time.
         self._receivers.append(self._receivers.pop(0))
         arrived = [(receiver, push) for receiver in self._receivers if (push := receiver.poll()) is not None]
@@ -135,7 +140,7 @@ class ParameterOwner:
         return all(receiver.received == sent[receiver.worker] for receiver in self._receivers)
 
     def close_boundary(self) -> Boundary:
-        """What this owner wants all ranks to do, now that every gradient is applied. Forgets the wishes."""
+        """What this owner wants all ranks to do, now that every gradient is applied; forgets the wishes, and rests."""
         flags = self._due
         if self._stop or self._save or (self._is_lead and self.env_steps > self._steps_decided):
             flags |= self._decide() if self._is_lead else self._wishes()
@@ -143,7 +148,12 @@ class ParameterOwner:
         self._due = Boundary.NONE
         self._stop = self._save = False
         self._steps_decided = self.env_steps
+        self._is_closed = True
         return flags
+
+    def reopen(self) -> None:
+        """Go on applying what arrives: this rank is through with what all did together."""
+        self._is_closed = False
 
     @property
     def sent_bytes(self) -> int:
