@@ -91,6 +91,7 @@ class ParameterOwner:
                 self._apply(push)
                 receiver.release()
             if self.version > before:
+                self._waiter.activity.beat(update=self.version)
                 self._waiter.activity.enter(Phase.PUBLISHING)
                 self._look_ahead()
                 self._publish()
