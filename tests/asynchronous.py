@@ -1,4 +1,4 @@
-"""The parts of an asynchronous run in one process: channels and rings in plain memory, one that only records."""
+"""The parts of an asynchronous run in one process: channels and rings in plain memory, and a waiter."""
 
 from __future__ import annotations
 
@@ -25,8 +25,21 @@ class ServingWaiter(BusyWaiter):
 
     def tick(self) -> None:
         super().tick()
-        for chore in self.chores:
+        for chore in list(self.chores):
             chore()
+
+    def request(self, request: Request, *_: object) -> None:
+        self.until(request.Test)
+
+
+class Request:
+    """Of something that others take part in: complete once they do."""
+
+    def __init__(self, is_complete: bool = True) -> None:
+        self._is_complete = is_complete
+
+    def Test(self) -> bool:  # noqa: N802
+        return self._is_complete
 
 
 class Channel(NamedTuple):
@@ -39,8 +52,8 @@ class Channel(NamedTuple):
 def make_channel(num_weights: int, worker: int) -> Channel:
     nbytes = push_nbytes(num_weights)
     memory = aligned_zeros(channel_nbytes(nbytes, NUM_PUSHES))
-    outbox, inbox = (end(nbytes, memory, NUM_PUSHES, no_fence) for end in (SharedOutbox, SharedInbox))
-    return Channel(PushSender(worker, outbox), PushReceiver(worker, inbox))
+    sender = PushSender(worker, SharedOutbox(nbytes, memory, NUM_PUSHES, no_fence))
+    return Channel(sender, PushReceiver(worker, SharedInbox(nbytes, memory, NUM_PUSHES, no_fence)))
 
 
 class Published:

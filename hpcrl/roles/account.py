@@ -64,8 +64,9 @@ class GradientAccount:
 
     def describe(self) -> str:
         """One line for people."""
-        applied = " + ".join(f"{count:,}" for count in self.applied)
-        shards = "" if len(self.applied) == 1 else f" (on each of {len(self.applied)} shards)"
-        if len(set(self.applied)) == 1:
-            applied = f"{self.applied[0]:,}"
+        applied, shards = " + ".join(f"{count:,}" for count in self.applied), ""
+        if len(self.applied) > 1:
+            shards = f" (on {len(self.applied)} shards)"
+            if len(set(self.applied)) == 1:
+                applied, shards = f"{self.applied[0]:,}", f" (on each of {len(self.applied)} shards)"
         return f"gradients: {self.pushed:,} pushed, {applied} applied{shards}, {self.dropped:,} dropped as too old"

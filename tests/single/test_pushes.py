@@ -120,7 +120,7 @@ def test_a_gradient_that_comes_twice_is_refused() -> None:
 
 
 def test_content_is_complete_before_the_slot_is_handed_over() -> None:
-    seen = []
+    seen: list[tuple[int, int, list[float]]] = []
 
     def look() -> None:
         if (push := receiver.poll()) is not None:

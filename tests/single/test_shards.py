@@ -114,17 +114,13 @@ def shard_of(shard: int, number: int) -> NDArray[np.float32]:
     return weights_of(number) + np.float32(1000 * shard)
 
 
-MOVES = st.lists(
-    st.tuples(st.sampled_from([0, 0, 1, 3, 12, 25]), st.sampled_from([0, 0, 1, 3, 12, 25])), min_size=10, max_size=60
-)
+STEPS = st.sampled_from([0, 0, 0, 1, 2, 5, 12, 25])
+MOVES = st.lists(st.tuples(STEPS, STEPS), min_size=8, max_size=40)
+STARTS = st.tuples(st.integers(12, 60), st.integers(12, 60))
 
 
-@settings(max_examples=120, deadline=None)
-@given(
-    publications=st.tuples(PASSING_OVER, PASSING_OVER),
-    starts=st.tuples(st.integers(20, 60), st.integers(20, 60)),
-    moves=MOVES,
-)
+@settings(max_examples=250, deadline=None)
+@given(publications=st.tuples(PASSING_OVER, PASSING_OVER), starts=STARTS, moves=MOVES)
 def test_no_interleaving_tears_a_shard_or_brings_an_older_one(
     publications: tuple[list[int], list[int]], starts: tuple[int, int], moves: list[tuple[int, int]]
 ) -> None:
