@@ -9,7 +9,6 @@ checks a sum over all that is read; `torn:unlocked@SHARE` also takes away what k
 
 from __future__ import annotations
 
-
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,6 @@ from hpcrl.cluster.pushes import Push, PushReceiver, PushSender
 from hpcrl.cluster.ranks import Ranks
 from hpcrl.cluster.weights import Control, WeightsRing
 from hpcrl.commands.main import main
-from hpcrl.roles.actor import Actor, ActorRank
-from hpcrl.roles.async_worker import AsyncWorker
-from hpcrl.roles.learner import Learner
-from hpcrl.roles.parameter_owner import ParameterOwner
 
 
 def _raise() -> None:
@@ -68,6 +64,8 @@ def plant(cls: type, fault: Callable[[], Any], at_round: int, is_chosen: Callabl
 
 def plant_in_owner(fault: Callable[[], Any], at_round: int, is_chosen: Callable[[], bool]) -> None:
     """Make an owner of weights commit the fault once it has served so often that something had arrived."""
+    from hpcrl.roles.parameter_owner import ParameterOwner
+
     original = ParameterOwner.serve
     rounds = 0
 
@@ -97,6 +95,11 @@ def _is_lowest_worker() -> Callable[[], bool]:
 
 def plant_by_role(role: str, fault: Callable[[], Any], at_round: int) -> None:
     """Plant a fault in what the word or the number on the command line means."""
+    # Imported late: `TornShards` does without torch.
+    from hpcrl.roles.actor import ActorRank
+    from hpcrl.roles.async_worker import AsyncWorker
+    from hpcrl.roles.learner import Learner
+
     if role == "owner":
         plant_in_owner(fault, at_round, lambda: _rank() == "0")
     elif role == "worker":
@@ -114,6 +117,8 @@ def slow_down(factor: float, rank: str) -> None:
     """Make every unroll of a rank take `factor` times as long."""
     if _rank() != rank:
         return
+    from hpcrl.roles.actor import Actor
+
     original = Actor.fill
 
     def fill(self: Any, *arguments: Any) -> None:
@@ -188,7 +193,7 @@ class TornShards:
                 whole = np.empty_like(message)
                 fill(whole)
                 edges = np.linspace(0, len(whole), 5).astype(int).tolist()
-                for first, end in itertools.pairwise(edges):
+                for first, end in pairwise(edges):
                     message[first:end] = whole[first:end]
                     self.pause()
 
