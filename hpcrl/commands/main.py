@@ -15,7 +15,7 @@ _USAGE = """usage: hpcrl COMMAND ...
 Reinforcement learning over MPI, from a laptop to a cluster.
 
 commands:
-  train ALGORITHM   train an agent (algorithms: a2c); --help after it lists the options
+  train ALGORITHM   train an agent (a2c, a3c, impala, appo); --help after it lists the options
   eval RUN_DIR      play the newest good checkpoint of a run
   presets           list the configurations that are known to learn
 

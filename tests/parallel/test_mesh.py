@@ -32,7 +32,7 @@ def test_shards_and_gradients_arrive_whole_and_nothing_is_left_behind() -> None:
     from hpcrl.cluster.ranks import Ranks
     from hpcrl.cluster.shards import ShardedWeights, split_weights
     from hpcrl.cluster.weights import Control
-    from tests.faults import TornShards
+    from tests.torn import TornShards
 
     comm, torn = world(), TornShards(_PAUSED_SHARE, is_locked=True)
     torn.install()

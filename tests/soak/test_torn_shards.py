@@ -25,7 +25,7 @@ def _start(run_dir: Path, fault: str) -> Running:
     command = [
         sys.executable,
         "-m",
-        "tests.faults",
+        "tests.torn",
         fault,
         "train",
         "a3c",
@@ -39,7 +39,7 @@ def _start(run_dir: Path, fault: str) -> Running:
 
 def test_readers_and_owners_see_whole_shards_only(tmp_path: Path) -> None:
     """Every shard that was accepted, and every gradient that arrived, had the sum that it was sent with."""
-    running = _start(tmp_path / "run", "torn:checked@0.02")
+    running = _start(tmp_path / "run", "checked@0.02")
     running.until(lambda: len(running.ranks()) == _RANKS, timeout=60)
     running.until(lambda: (tmp_path / "run/metrics.csv").exists(), timeout=60)
     end = time.monotonic() + 60 * _MINUTES
@@ -50,7 +50,7 @@ def test_readers_and_owners_see_whole_shards_only(tmp_path: Path) -> None:
     done = running.wait(timeout=60)
     assert done.returncode == 0, done.stderr
 
-    pattern = r"torn: rank (\d+) read (\d+), retried (\d+), received (\d+)"
+    pattern = r" rank (\d+) read (\d+), retried (\d+), received (\d+)"
     counts = {int(rank): tuple(map(int, rest)) for rank, *rest in re.findall(pattern, done.stderr)}
     assert sorted(counts) == list(range(_RANKS)), done.stderr
     reads, retries, pushes = (sum(column) for column in zip(*counts.values(), strict=True))
@@ -66,6 +66,6 @@ def test_readers_and_owners_see_whole_shards_only(tmp_path: Path) -> None:
 
 def test_without_the_sequence_lock_torn_shards_are_found(tmp_path: Path) -> None:
     """The check above is worth something: it fails where readers take whatever they find."""
-    done = _start(tmp_path / "run", "torn:unlocked@0.02").wait(timeout=120)
+    done = _start(tmp_path / "run", "unlocked@0.02").wait(timeout=120)
     assert done.returncode == 1
     assert re.search(r"RuntimeError: torn weights: the shard of publication \d+ is not whole", done.stderr)
