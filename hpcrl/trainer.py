@@ -312,7 +312,7 @@ class Trainer:
         if isinstance(self.config, ImpalaConfig) and self._ranks.layout.is_colocated and not self.config.in_lockstep:
             notes.append("ranks that act and learn take turns with themselves: no actor runs ahead")
         if self._ranks.layout.is_asynchronous and self._comm.size > 1:
-            notes.append("asynchronous: gradients are applied as they arrive, so a run is not repeated, or resumed, exactly")
+            notes.append("asynchronous: gradients are applied as they arrive, so no run is repeated exactly")
         if idle := sum(not block for block in self._ranks.layout.env_blocks.values()):
             notes.append(f"{idle} actors have no environment: --num-envs {self.config.num_envs} is below their number")
         return notes

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from hpcrl.cluster.launch import launcher_command, rank_environment
 from hpcrl.storage.checkpoints import CheckpointStore
 
 HPCRL = [sys.executable, "-m", "hpcrl"]
+
+
+class Done(NamedTuple):
+    """What became of one of several command lines; the errors of all ranks in rank order."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    seconds: float
 
 
 class Running:
@@ -94,6 +107,73 @@ def run(
 def hpcrl(*arguments: object, timeout: float = 60, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run `hpcrl ARGUMENTS` to its end."""
     return run([*HPCRL, *map(str, arguments)], timeout, folder)
+
+
+def in_turn(
+    commands: Sequence[Sequence[object]],
+    ranks: int = 1,
+    timeout: float = 120,
+    fault: str | None = None,
+    start: Callable[[list[str]], subprocess.CompletedProcess[str]] | None = None,
+) -> list[Done]:
+    """Run `hpcrl COMMAND` for every command, one after the other on the same ranks.
+
+    Most of a short run is the start of its processes, so tests that don't look at the start share one. `start` runs
+    a command to its end elsewhere than on `ranks` ranks of this machine.
+    """
+    with tempfile.TemporaryDirectory(prefix="hpcrl-in-turn-") as name:
+        folder = Path(name)
+        (folder / "commands.json").write_text(json.dumps([[str(word) for word in command] for command in commands]))
+        command = [sys.executable, "-m", "tests.in_turn", name, *filter(None, [fault])]
+        if start is not None:
+            whole = start(command)
+        elif ranks == 1:
+            whole = run(command, timeout)
+        else:
+            whole = run(launcher_command(ranks, command), timeout, environment=rank_environment(_environment()))
+        everything = "\n".join(f"{path.name}:\n{path.read_text()}" for path in sorted(folder.glob("*.*.*")))
+        assert whole.returncode == 0, f"{whole.stdout}\n{whole.stderr}\n{everything}"
+        return [_done(folder, number) for number in range(len(commands))]
+
+
+def _done(folder: Path, number: int) -> Done:
+    status, seconds = json.loads((folder / f"{number}.json").read_text())
+    out, err = (
+        "".join(path.read_text() for path in sorted(folder.glob(f"{number}.*.{kind}"))) for kind in ("out", "err")
+    )
+    return Done(status, out, err, seconds)
+
+
+class Runs:
+    """Training runs by name, each in a folder of its own; those of one world are made by the same ranks, in turn.
+
+    Args:
+        folder: where the runs lie.
+        worlds: number of ranks, and what stands after `hpcrl train` by the runs' names; a world is started when the
+            first of its runs is asked for.
+    """
+
+    def __init__(self, folder: Path, worlds: Sequence[tuple[int, Mapping[str, Sequence[object]]]]) -> None:
+        self._folder = folder
+        self._worlds = worlds
+        self._done: dict[str, Done] = {}
+
+    def __getitem__(self, name: str) -> Path:
+        """The folder of a run that succeeded."""
+        done = self.done(name)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return self._folder / name
+
+    def done(self, name: str) -> Done:
+        """What a run said and how it ended."""
+        if name not in self._done:
+            ranks, runs = next((ranks, runs) for ranks, runs in self._worlds if name in runs)
+            commands = [
+                ["train", *options, "--run-dir", self._folder / name, "--no-tensorboard"]
+                for name, options in runs.items()
+            ]
+            self._done.update(zip(runs, in_turn(commands, ranks), strict=True))
+        return self._done[name]
 
 
 def train(run_dir: Path, *arguments: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:

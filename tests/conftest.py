@@ -1,4 +1,4 @@
-"""Runs tests that need several ranks in a fresh world of their own; the outer pytest never starts MPI."""
+"""Runs tests that need several ranks in fresh worlds, those of a file together; the outer pytest never starts MPI."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,9 @@ from hpcrl.cluster.launch import SESSION_FOLDER, launcher_command, rank_environm
 from tests.commands import run
 
 _INSIDE = "HPCRL_TEST_WORLD"
+
+#: Files of tests/parallel and tests/end_to_end whose tests may run on any worker.
+_SHARE_NOTHING = {"test_failures.py", "test_hosts.py", "test_learning.py", "test_signals.py"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,10 +34,29 @@ def own_launchers() -> Iterator[None]:
 
 
 @pytest.fixture
-def shared_dir(tmp_path: Path) -> Iterator[Path]:
+def shared_dir(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A folder that all ranks of a test share."""
-    inside = os.environ.get(_INSIDE)
-    yield Path(inside) if inside else tmp_path
+    if _INSIDE not in os.environ:
+        return tmp_path
+    folder = Path(os.environ[_INSIDE], "shared", _file_name(request.node))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of one file that share a world or a run come to the same worker, and such files before all other tests.
+
+    The scheduler of `--dist loadgroup` would do, but pytest-xdist 3.8 finds no groups under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Sharing(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0])
+            return nodeid if file.parent.name == "single" or file.name in _SHARE_NOTHING else str(file)
+
+    return Sharing(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -45,28 +68,95 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:
     if _INSIDE in os.environ:
         return _run_inside(pyfuncitem)
     for ranks in marker.kwargs["ranks"]:
-        folder = pyfuncitem.funcargs.get("shared_dir") or Path.cwd()
-        _run_world(pyfuncitem.nodeid, ranks, marker.kwargs.get("timeout", 60), folder)
+        if (failure := _failures(pyfuncitem, ranks)[_node(pyfuncitem)]) is not None:
+            pytest.fail(failure, pytrace=False)
     return True
 
 
-def _run_world(node: str, ranks: int, timeout: float, folder: object) -> None:
-    inner = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", node]
-    environment = rank_environment({**os.environ, _INSIDE: str(folder)})
-    done = run(launcher_command(ranks, inner), timeout=timeout, environment=environment)
-    if done.returncode != 0:
-        pytest.fail(f"on {ranks} ranks, status {done.returncode}:\n{done.stdout}\n{done.stderr}", pytrace=False)
+_KNOWN = pytest.StashKey[dict[tuple[Path, int], dict[str, str | None]]]()
+
+
+def _failures(item: pytest.Item, ranks: int) -> dict[str, str | None]:
+    """Why each test of the file of `item` fails on `ranks` ranks, or None where it does not; asked once, run once."""
+    known = item.session.stash.setdefault(_KNOWN, {})
+    if (item.path, ranks) not in known:
+        together = [
+            other
+            for other in item.session.items
+            if other.path == item.path
+            and (marker := other.get_closest_marker("mpi")) is not None
+            and ranks in marker.kwargs["ranks"]
+        ]
+        known[item.path, ranks] = _run_together(together, ranks)
+    return known[item.path, ranks]
+
+
+def _run_together(items: list[pytest.Item], ranks: int) -> dict[str, str | None]:
+    """Run tests in one world; those after one that fails in another."""
+    failures: dict[str, str | None] = {}
+    while len(failures) < len(items):
+        rest = items[len(failures) :]
+        timeouts = [item.get_closest_marker("mpi").kwargs.get("timeout", 60) for item in rest]  # type: ignore[union-attr]
+        with tempfile.TemporaryDirectory(prefix="hpcrl-world-") as folder:
+            failure = _run_world([_node(item) for item in rest], ranks, max(timeouts) + 10 * (len(rest) - 1), folder)
+            passed = {path.name for path in Path(folder, "passed").glob("*")}
+        if failure is not None:
+            # Where all have passed, the world broke at its very end.
+            failed = next((place for place, item in enumerate(rest) if _file_name(item) not in passed), len(rest) - 1)
+            failures |= dict.fromkeys(map(_node, rest[:failed])) | {_node(rest[failed]): failure}
+        else:
+            failures |= dict.fromkeys(map(_node, rest))
+    return failures
+
+
+def _file_name(item: pytest.Item) -> str:
+    return item.name.replace("/", "_")
+
+
+def _node(item: pytest.Item) -> str:
+    """The test's name as pytest takes it from anywhere."""
+    return f"{item.path}::{item.name}"
+
+
+def _run_world(nodes: list[str], ranks: int, timeout: float, folder: str) -> str | None:
+    """Run tests in a fresh world; what went wrong, if anything."""
+    inner = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-s",
+        "-o",
+        "addopts=--strict-markers",
+        "-p",
+        "no:cacheprovider",
+    ]
+    environment = {**os.environ, _INSIDE: folder, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    try:
+        done = run(launcher_command(ranks, inner + nodes), timeout=timeout, environment=rank_environment(environment))
+    except AssertionError as late:
+        return f"on {ranks} ranks: {late}"
+    if done.returncode == 0:
+        return None
+    return f"on {ranks} ranks, status {done.returncode}:\n{done.stdout}\n{done.stderr}"
 
 
 def _run_inside(pyfuncitem: pytest.Function) -> bool:
     from mpi4py import MPI
 
+    comm = MPI.COMM_WORLD
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
     try:
         pyfuncitem.obj(**arguments)
     except BaseException:
-        rank = MPI.COMM_WORLD.rank
-        print("".join(f"[rank {rank}] {line}\n" for line in traceback.format_exc().splitlines()), file=sys.stderr)
+        print("".join(f"[rank {comm.rank}] {line}\n" for line in traceback.format_exc().splitlines()), file=sys.stderr)
         sys.stderr.flush()
-        MPI.COMM_WORLD.Abort(1)
+        comm.Abort(1)
+    # The next test of this world begins when all have passed this one.
+    comm.Barrier()
+    if comm.rank == 0:
+        passed = Path(os.environ[_INSIDE], "passed")
+        passed.mkdir(exist_ok=True)
+        (passed / _file_name(pyfuncitem)).touch()
     return True

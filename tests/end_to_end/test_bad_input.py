@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from hpcrl.cluster.launch import launcher_command, rank_environment
-from tests.commands import HPCRL, hpcrl, run, train
+from tests.commands import HPCRL, Done, hpcrl, in_turn, run, train
 
 _SHORT = ("--total-env-steps", "2048", "--num-iterations", "1")
 
@@ -24,7 +25,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _refused(*arguments: object, status: int = 2) -> str:
     """The one sentence that a command is refused with."""
-    done = hpcrl(*arguments)
+    return _sentence(hpcrl(*arguments), status)
+
+
+def _sentence(done: subprocess.CompletedProcess[str] | Done, status: int = 2) -> str:
+    """The one sentence that a finished command was refused with."""
     assert done.returncode == status, done.stderr
     lines = [line for line in done.stderr.splitlines() if line]
     assert len(lines) == 1, done.stderr
@@ -32,23 +37,36 @@ def _refused(*arguments: object, status: int = 2) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--env", "CartPoole-v1"), "CartPoole"),
-        (("--env", "no_such_package:Env-v0"), "no_such_package"),
-        (("--env", "Acrobot-v1", "--vector", "native"), "no vector form"),
-        (("--num-envs", 0), "--num-envs must be"),
-        (("--unroll-length", -3), "--unroll-length must be"),
-        (("--gamma", 1.5), "--gamma must be"),
-        (("--learning-rate", "nan"), "--learning-rate must be"),
-        (("--learner-cores", 1000), "--learner-cores 1000"),
-        (("--preset", "first-lite"), "first-light"),
-    ],
-)
-def test_bad_options_are_refused_in_one_sentence(tmp_path: Path, arguments: tuple[object, ...], words: str) -> None:
-    assert words in _refused("train", "a2c", "--run-dir", tmp_path / "run", *arguments)
-    assert not (tmp_path / "run" / "metrics.csv").exists()
+_BAD_OPTIONS: list[tuple[tuple[object, ...], str]] = [
+    (("--env", "CartPoole-v1"), "CartPoole"),
+    (("--env", "no_such_package:Env-v0"), "no_such_package"),
+    (("--env", "Acrobot-v1", "--vector", "native"), "no vector form"),
+    (("--num-envs", 0), "--num-envs must be"),
+    (("--unroll-length", -3), "--unroll-length must be"),
+    (("--gamma", 1.5), "--gamma must be"),
+    (("--learning-rate", "nan"), "--learning-rate must be"),
+    (("--learner-cores", 1000), "--learner-cores 1000"),
+    (("--preset", "first-lite"), "first-light"),
+]
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Done]]:
+    """Where a run with each of the bad options would lie, and what became of it."""
+    folder = tmp_path_factory.mktemp("bad-options")
+    run_dirs = [folder / str(number) for number in range(len(_BAD_OPTIONS))]
+    commands = [
+        ("train", "a2c", "--run-dir", run_dir, *options)
+        for run_dir, (options, _) in zip(run_dirs, _BAD_OPTIONS, strict=True)
+    ]
+    return list(zip(run_dirs, in_turn(commands), strict=True))
+
+
+@pytest.mark.parametrize("number", range(len(_BAD_OPTIONS)), ids=[words for _, words in _BAD_OPTIONS])
+def test_bad_options_are_refused_in_one_sentence(refusals: list[tuple[Path, Done]], number: int) -> None:
+    run_dir, done = refusals[number]
+    assert _BAD_OPTIONS[number][1] in _sentence(done)
+    assert not (run_dir / "metrics.csv").exists()
 
 
 def test_unknown_words_are_refused() -> None:
@@ -86,11 +104,10 @@ def test_a_run_is_never_overwritten(trained: Path) -> None:
 def test_a_checkpoint_of_another_model_is_refused(trained: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(trained, tmp_path / "copy")
     before = {path.name: path.read_bytes() for path in (copy / "checkpoints").iterdir()}
-    sentence = _refused("train", "a2c", "--run-dir", copy, "--resume", "--hidden-sizes", 16, status=1)
-    assert "[8] float32, expected [16] float32" in sentence
-    assert "num_envs 16, expected 8" in _refused(
-        "train", "a2c", "--run-dir", copy, "--resume", "--num-envs", 8, status=1
-    )
+    resume = ("train", "a2c", "--run-dir", copy, "--resume")
+    other_sizes, other_number = in_turn([(*resume, "--hidden-sizes", 16), (*resume, "--num-envs", 8)])
+    assert "[8] float32, expected [16] float32" in _sentence(other_sizes, status=1)
+    assert "num_envs 16, expected 8" in _sentence(other_number, status=1)
     assert before == {path.name: path.read_bytes() for path in (copy / "checkpoints").iterdir()}
 
 
@@ -98,8 +115,7 @@ def test_a_truncated_checkpoint_is_refused(trained: Path, tmp_path: Path) -> Non
     copy = shutil.copytree(trained, tmp_path / "copy")
     (newest,) = (copy / "checkpoints").glob("*.h5")
     newest.write_bytes(newest.read_bytes()[:5000])
-    for command in (("eval", copy), ("train", "a2c", "--run-dir", copy, "--resume"), ("eval", newest)):
-        done = hpcrl(*command)
+    for done in in_turn([("eval", copy), ("train", "a2c", "--run-dir", copy, "--resume"), ("eval", newest)]):
         assert done.returncode == 1, done.stderr
         assert newest.name in done.stderr.splitlines()[-1]
     assert newest.stat().st_size == 5000
@@ -111,8 +127,9 @@ def test_a_read_only_run_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_eval_without_a_run_is_refused(tmp_path: Path) -> None:
-    assert "neither a run directory nor" in _refused("eval", tmp_path / "nowhere", status=1)
-    assert "no checkpoint" in _refused("eval", tmp_path, status=1)
+    nowhere, empty = in_turn([("eval", tmp_path / "nowhere"), ("eval", tmp_path)])
+    assert "neither a run directory nor" in _sentence(nowhere, status=1)
+    assert "no checkpoint" in _sentence(empty, status=1)
 
 
 def test_a_loss_that_is_not_finite_names_the_update(tmp_path: Path) -> None:
@@ -126,14 +143,15 @@ def test_eval_prints_mean_and_spread(trained: Path) -> None:
     assert one.returncode == 0, one.stderr
     assert "5 episodes: return" in one.stdout
     assert "+-" in one.stdout
-    assert hpcrl("eval", trained, "--episodes", 5).stdout == one.stdout
-    assert hpcrl("eval", trained, "--episodes", 5, "--seed", 9).stdout != one.stdout
+    again, other = in_turn([("eval", trained, "--episodes", 5), ("eval", trained, "--episodes", 5, "--seed", 9)])
+    assert again.stdout == one.stdout
+    assert other.stdout != one.stdout
 
 
 def test_help_names_commands_and_options() -> None:
     assert "train ALGORITHM" in hpcrl("--help").stdout
-    assert "a2c" in hpcrl("train", "--help").stdout
-    text = hpcrl("train", "a2c", "--help").stdout
+    algorithms, options, presets = in_turn([("train", "--help"), ("train", "a2c", "--help"), ("presets",)])
+    assert "a2c" in algorithms.stdout
     for option in ("--num-envs", "--unroll-length", "--ranks", "--gae-lambda", "--eval-every", "--stop-return"):
-        assert option in text
-    assert "first-light" in hpcrl("presets").stdout
+        assert option in options.stdout
+    assert "first-light" in presets.stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpcrl.cluster.launch import launcher_command, rank_environment
-from tests.commands import Running, run, train, weights
+from tests.commands import Running, in_turn, run, weights
 
 _FOREVER = (
     "--total-env-steps",
@@ -122,7 +122,9 @@ def test_a_single_process_that_hangs_ends_itself(tmp_path: Path) -> None:
 def test_a_job_that_lost_a_rank_is_resumed(tmp_path: Path) -> None:
     length = ("--total-env-steps", "30000", "--num-iterations", "3")
     _start(tmp_path / "run", "actor:kill@30", *length, ranks=2).wait(timeout=30)
-    train(tmp_path / "uninterrupted", *length, "--ranks", 2)
-    resumed = train(tmp_path / "run", "--resume", "--ranks", 2)
+    common = ("train", "a2c", "--no-tensorboard", "--run-dir")
+    resume = (*common, tmp_path / "run", "--resume")
+    resumed, uninterrupted = in_turn([resume, (*common, tmp_path / "uninterrupted", *length)], ranks=2)
+    assert resumed.returncode == uninterrupted.returncode == 0, f"{resumed.stderr}\n{uninterrupted.stderr}"
     assert "finished at env step" in resumed.stdout
     assert weights(tmp_path / "run").tobytes() == weights(tmp_path / "uninterrupted").tobytes()

@@ -6,10 +6,44 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import relative_difference, train, untimed, weights
+from tests.commands import Runs, relative_difference, train, untimed, weights
 
 #: 20 updates of 512 steps.
-_SHORT = ("--num-envs", 16, "--total-env-steps", 20 * 512, "--num-iterations", 2)
+_SHORT = ("a2c", "--num-envs", 16, "--total-env-steps", 20 * 512, "--num-iterations", 2)
+_SYNCED = ("--check-in-sync-every", 1)
+_COLOCATED = ("--placement", "colocated", *_SYNCED)
+_TWO = ("a2c", "--num-envs", 2, "--total-env-steps", 20 * 64, "--num-iterations", 2)
+_NORMALISED = (*_TWO, "--normalise-advantages")
+_BOX = ("a2c", "--env", "Pendulum-v1", "--num-envs", 4, "--total-env-steps", 2000, "--num-iterations", 2)
+_BOX += ("--optimizer", "rmsprop", "--shared-encoder")
+_NATIVE = (*_SHORT, "--vector", "native")
+_WORLDS = [
+    (
+        1,
+        {
+            "alone": _SHORT,
+            "other-seed": (*_SHORT, "--seed", 2),
+            "plain-alone": _TWO,
+            "normalised-alone": _NORMALISED,
+            "box-alone": _BOX,
+            "native-alone": _NATIVE,
+        },
+    ),
+    (2, {"reference": _SHORT}),
+    (
+        3,
+        {
+            "three-ranks": _SHORT,
+            "three-colocated": (*_SHORT, *_COLOCATED),
+            "plain-colocated": (*_TWO, *_COLOCATED),
+            "normalised-colocated": (*_NORMALISED, *_COLOCATED),
+            "box-three-ranks": _BOX,
+            "native-three-ranks": _NATIVE,
+        },
+    ),
+    (4, {"four-colocated": (*_SHORT, *_COLOCATED)}),
+    (5, {"five-ranks": _SHORT, "two-learners": (*_SHORT, "--learners", 2, *_SYNCED)}),
+]
 _TOLERANCE = 1e-5
 
 
@@ -18,67 +52,47 @@ def _first_episodes(run_dir: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run on one learner and one actor."""
-    run_dir = tmp_path_factory.mktemp("reference") / "run"
-    train(run_dir, *_SHORT, "--ranks", 2)
-    return run_dir
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """All runs that the tests compare; `reference` is on one learner and one actor."""
+    return Runs(tmp_path_factory.mktemp("layouts"), _WORLDS)
 
 
-def test_the_same_layout_twice_is_the_same_bit_for_bit(tmp_path: Path, reference: Path) -> None:
-    train(tmp_path / "again", *_SHORT, "--ranks", 2)
-    assert weights(tmp_path / "again").tobytes() == weights(reference).tobytes()
-    assert untimed(tmp_path / "again/metrics.csv") == untimed(reference / "metrics.csv")
-    assert len(untimed(reference / "metrics.csv")) == 3
+def test_the_same_layout_twice_is_the_same_bit_for_bit(tmp_path: Path, runs: Runs) -> None:
+    train(tmp_path / "again", *_SHORT[1:], "--ranks", 2)
+    assert weights(tmp_path / "again").tobytes() == weights(runs["reference"]).tobytes()
+    assert untimed(tmp_path / "again/metrics.csv") == untimed(runs["reference"] / "metrics.csv")
+    assert len(untimed(runs["reference"] / "metrics.csv")) == 3
 
 
-def test_another_seed_is_another_run(tmp_path: Path, reference: Path) -> None:
-    train(tmp_path / "other", *_SHORT, "--seed", 2)
-    assert relative_difference(weights(reference), weights(tmp_path / "other")) > 0.1
-    assert _first_episodes(tmp_path / "other") != _first_episodes(reference)
+def test_another_seed_is_another_run(runs: Runs) -> None:
+    assert relative_difference(weights(runs["reference"]), weights(runs["other-seed"])) > 0.1
+    assert _first_episodes(runs["other-seed"]) != _first_episodes(runs["reference"])
 
 
-@pytest.mark.parametrize("ranks", [1, 3, 5])
-def test_another_number_of_actors_is_the_same_run(tmp_path: Path, reference: Path, ranks: int) -> None:
-    train(tmp_path / "run", *_SHORT, "--ranks", ranks)
-    assert _first_episodes(tmp_path / "run") == _first_episodes(reference)
-    assert len(_first_episodes(reference)) == 101
-    assert relative_difference(weights(reference), weights(tmp_path / "run")) <= _TOLERANCE
+@pytest.mark.parametrize("name", ["alone", "three-ranks", "five-ranks"])
+def test_another_number_of_actors_is_the_same_run(runs: Runs, name: str) -> None:
+    assert _first_episodes(runs[name]) == _first_episodes(runs["reference"])
+    assert len(_first_episodes(runs["reference"])) == 101
+    assert relative_difference(weights(runs["reference"]), weights(runs[name])) <= _TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        ("--ranks", 5, "--learners", 2),
-        ("--ranks", 4, "--placement", "colocated"),
-        ("--ranks", 3, "--placement", "colocated"),
-    ],
-    ids=lambda layout: "-".join(map(str, layout)).replace("--", ""),
-)
-def test_several_learners_are_the_same_run(tmp_path: Path, reference: Path, layout: tuple[object, ...]) -> None:
-    train(tmp_path / "run", *_SHORT, *layout, "--check-in-sync-every", 1, timeout=120)
-    assert _first_episodes(tmp_path / "run") == _first_episodes(reference)
-    assert relative_difference(weights(reference), weights(tmp_path / "run")) <= _TOLERANCE
+@pytest.mark.parametrize("name", ["two-learners", "four-colocated", "three-colocated"])
+def test_several_learners_are_the_same_run(runs: Runs, name: str) -> None:
+    assert _first_episodes(runs[name]) == _first_episodes(runs["reference"])
+    assert relative_difference(weights(runs["reference"]), weights(runs[name])) <= _TOLERANCE
 
 
-@pytest.mark.parametrize("options", [(), ("--normalise-advantages",)], ids=["plain", "normalised"])
-def test_a_learner_without_data_joins_in(tmp_path: Path, options: tuple[str, ...]) -> None:
-    common = ("--num-envs", 2, "--total-env-steps", 20 * 64, "--num-iterations", 2, *options)
-    train(tmp_path / "one", *common)
-    train(tmp_path / "three", *common, "--ranks", 3, "--placement", "colocated", "--check-in-sync-every", 1)
-    assert relative_difference(weights(tmp_path / "one"), weights(tmp_path / "three")) <= _TOLERANCE
+@pytest.mark.parametrize("options", ["plain", "normalised"])
+def test_a_learner_without_data_joins_in(runs: Runs, options: str) -> None:
+    one, three = runs[f"{options}-alone"], runs[f"{options}-colocated"]
+    assert relative_difference(weights(one), weights(three)) <= _TOLERANCE
 
 
-def test_box_actions_train_on_any_layout(tmp_path: Path) -> None:
-    common = ("--env", "Pendulum-v1", "--num-envs", 4, "--total-env-steps", 2000, "--num-iterations", 2)
-    train(tmp_path / "one", *common, "--optimizer", "rmsprop", "--shared-encoder")
-    train(tmp_path / "two", *common, "--optimizer", "rmsprop", "--shared-encoder", "--ranks", 3)
-    assert relative_difference(weights(tmp_path / "one"), weights(tmp_path / "two")) <= _TOLERANCE
+def test_box_actions_train_on_any_layout(runs: Runs) -> None:
+    assert relative_difference(weights(runs["box-alone"]), weights(runs["box-three-ranks"])) <= _TOLERANCE
 
 
-def test_a_native_environment_with_streams_of_its_own_is_the_same_run(tmp_path: Path) -> None:
-    common = (*_SHORT, "--vector", "native")
-    train(tmp_path / "one", *common)
-    train(tmp_path / "two", *common, "--ranks", 3)
-    assert _first_episodes(tmp_path / "one") == _first_episodes(tmp_path / "two")
-    assert relative_difference(weights(tmp_path / "one"), weights(tmp_path / "two")) <= _TOLERANCE
+def test_a_native_environment_with_streams_of_its_own_is_the_same_run(runs: Runs) -> None:
+    one, three = runs["native-alone"], runs["native-three-ranks"]
+    assert _first_episodes(one) == _first_episodes(three)
+    assert relative_difference(weights(one), weights(three)) <= _TOLERANCE

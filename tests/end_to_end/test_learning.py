@@ -6,18 +6,17 @@ import csv
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
-from hpcrl.config import A2CConfig
+from hpcrl.config import ActorCriticConfig
 from hpcrl.envs.grid_navigation import GridNavigation
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
-from hpcrl.presets import grid_navigation
+from hpcrl.presets import a3c_grid_navigation, grid_navigation
 from hpcrl.roles.snapshot import load_weights
 from hpcrl.spaces import Space, Task
 from hpcrl.storage.checkpoints import CheckpointStore
-from tests.commands import train
+from tests.commands import Runs, train
 
 
 def _rows(run_dir: Path) -> list[dict[str, str]]:
@@ -41,17 +40,28 @@ def test_cartpole_reaches_475_with_the_defaults(tmp_path: Path) -> None:
     assert int(last["env_steps"]) <= 500_000
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_the_learned_way_is_the_shortest_from_every_cell(tmp_path: Path, seed: int) -> None:
-    train(tmp_path / "run", "--preset", "grid-navigation", "--seed", seed)
-    policy = _policy(tmp_path / "run", grid_navigation())
-    env = GridNavigation()
+def test_the_learned_way_is_the_shortest_from_every_cell(tmp_path: Path) -> None:
+    seeds = {seed: ("a2c", "--preset", "grid-navigation", "--seed", seed) for seed in ("1", "2")}
+    runs = Runs(tmp_path, [(1, seeds)])
+    for seed in seeds:
+        _check_every_way(runs[seed], grid_navigation())
+
+
+def test_asynchronous_workers_learn_as_well(tmp_path: Path) -> None:
+    together = {"grid": ("a3c", "--preset", "a3c-grid-navigation"), "cartpole": ("a3c", "--stop-return", 475)}
+    runs = Runs(tmp_path, [(3, together)])
+    _check_every_way(runs["grid"], a3c_grid_navigation())
+    assert float(_rows(runs["cartpole"])[-1]["rollout/return_last_100"]) >= 475
+
+
+def _check_every_way(run_dir: Path, config: ActorCriticConfig) -> None:
+    policy, env = _policy(run_dir, config), GridNavigation()
     distances = env.distances()
     for row, column in np.argwhere(distances > 0):
         assert _steps_to_goal(env, policy, int(row), int(column)) == distances[row, column], (row, column)
 
 
-def _policy(run_dir: Path, config: A2CConfig) -> Policy:
+def _policy(run_dir: Path, config: ActorCriticConfig) -> Policy:
     task = Task(Space("box", (64,), "float32"), Space("discrete", (), "int64", 4), None, True)
     policy = Policy(task, config.hidden_sizes, config.activation, config.shared_encoder)
     checkpoint = CheckpointStore(run_dir / "checkpoints").newest()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hpcrl.activity import Phase
-from tests.commands import HPCRL, Running, hpcrl, train
+from tests.commands import HPCRL, Running, Runs
 from tests.hosts import run_on_hosts, why_not
 
 _SHORT = ("--num-envs", "8", "--total-env-steps", "20480", "--num-iterations", "4", "--profile")
@@ -43,29 +42,38 @@ def _check(path: Path, names: list[str], longest_s: float) -> dict[str, Any]:
     return trace["otherData"]
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs that end by themselves; a folder stands where the trace of `refused` would go."""
+    folder = tmp_path_factory.mktemp("profile")
+    (folder / "refused/trace.json").mkdir(parents=True)
+    a2c = ("a2c", *_SHORT)
+    worlds = [
+        (1, {"one-process": a2c, "unasked": (*a2c, "--no-profile")}),
+        (2, {"run-ahead": ("impala", *_SHORT, "--batch-envs", 8), "refused": a2c}),
+        (3, {"three-ranks": a2c}),
+    ]
+    return Runs(folder, worlds)
+
+
 @pytest.mark.parametrize(
     ("layout", "names"),
     [
-        ((), ["rank 0 (learner, actor)"]),
-        (("--ranks", "3"), ["rank 0 (learner)", "rank 1 (actor)", "rank 2 (actor)"]),
+        ("one-process", ["rank 0 (learner, actor)"]),
+        ("three-ranks", ["rank 0 (learner)", "rank 1 (actor)", "rank 2 (actor)"]),
     ],
-    ids=["one-process", "three-ranks"],
 )
-def test_a_run_leaves_its_trace(tmp_path: Path, layout: tuple[str, ...], names: list[str]) -> None:
-    begin = time.monotonic()
-    done = train(tmp_path / "run", *_SHORT, *layout)
-    about = _check(tmp_path / "run/trace.json", names, time.monotonic() - begin)
-    assert f"trace: {tmp_path / 'run/trace.json'}" in done.stdout
+def test_a_run_leaves_its_trace(runs: Runs, layout: str, names: list[str]) -> None:
+    trace, done = runs[layout] / "trace.json", runs.done(layout)
+    about = _check(trace, names, done.seconds)
+    assert f"trace: {trace}" in done.stdout
     assert about["algorithm"] == "a2c" and about["env_steps"] == 20480 and about["clock_error_us"] == 0
 
 
-def test_an_actor_that_runs_ahead_is_seen_behind(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    options = ("--run-dir", run_dir, "--no-tensorboard", *_SHORT, "--batch-envs", 8, "--ranks", 2)
-    done = hpcrl("train", "impala", *options)
-    assert done.returncode == 0, done.stderr
-    _check(run_dir / "trace.json", ["rank 0 (learner)", "rank 1 (actor)"], 60)
-    events = json.loads((run_dir / "trace.json").read_text())["traceEvents"]
+def test_an_actor_that_runs_ahead_is_seen_behind(runs: Runs) -> None:
+    trace = runs["run-ahead"] / "trace.json"
+    _check(trace, ["rank 0 (learner)", "rank 1 (actor)"], runs.done("run-ahead").seconds)
+    events = json.loads(trace.read_text())["traceEvents"]
     counters = {event["pid"]: event["name"] for event in events if event["ph"] == "C"}
     assert counters == {0: "learner updates", 1: "updates behind"}
 
@@ -82,17 +90,16 @@ def test_a_signal_leaves_a_trace_too(tmp_path: Path) -> None:
     _check(run_dir / "trace.json", ["rank 0 (learner)", "rank 1 (actor)"], 60)
 
 
-def test_a_disk_that_refuses_is_a_warning(tmp_path: Path) -> None:
-    (tmp_path / "run/trace.json").mkdir(parents=True)
-    done = train(tmp_path / "run", *_SHORT, "--ranks", "2")
+def test_a_disk_that_refuses_is_a_warning(runs: Runs) -> None:
+    done = runs.done("refused")
+    assert done.returncode == 0, done.stderr
     assert "TRACE NOT WRITTEN" in done.stderr
     assert "trace:" not in done.stdout
 
 
-def test_without_the_option_there_is_none(tmp_path: Path) -> None:
-    done = train(tmp_path / "run", *_SHORT, "--no-profile")
-    assert not (tmp_path / "run/trace.json").exists()
-    assert "trace" not in done.stdout
+def test_without_the_option_there_is_none(runs: Runs) -> None:
+    assert not (runs["unasked"] / "trace.json").exists()
+    assert "trace" not in runs.done("unasked").stdout
 
 
 @pytest.mark.skipif(_NO_HOSTS is not None, reason=str(_NO_HOSTS))

@@ -7,17 +7,55 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import HPCRL, Running, hpcrl, run, state, train, untimed
+from tests.commands import HPCRL, Running, Runs, in_turn, run, state, train, untimed
 
 _RUN = ("--total-env-steps", "30000", "--num-iterations", "6", "--checkpoint-every", "2048", "--hidden-sizes", "32")
 _TRAIN = [*HPCRL, "train", "a2c", "--no-tensorboard", *_RUN]
+_TINY = ("a2c", "--total-env-steps", 2048, "--num-iterations", 1)
 
-#: Attributes of state that tell of time.
-_LAYOUTS = {
-    "one-process": (),
-    "three-ranks": ("--ranks", "3"),
-    "two-learners": ("--ranks", "2", "--placement", "colocated"),
+#: Environments with a state of their own.
+_OWN_STATE = {
+    "GridNavigation-v0": ("--env", "GridNavigation-v0", "--vector", "sync"),
+    "CartPole-v1": ("--env", "CartPole-v1", "--vector", "native"),
 }
+_WORLDS = [
+    (
+        1,
+        {
+            "one-process": ("a2c", *_RUN),
+            "tiny": _TINY,
+            "fresh": (*_TINY, "--resume"),
+            **{env: ("a2c", *_RUN, *options) for env, options in _OWN_STATE.items()},
+        },
+    ),
+    (2, {"two-learners": ("a2c", *_RUN, "--placement", "colocated")}),
+]
+
+#: What is killed in one process: its options, and the checkpoints that it has by then.
+_CUTS = {
+    "one-process-1": ((), 1),
+    "one-process-4": ((), 4),
+    "one-process-9": ((), 9),
+    **{env: (options, 3) for env, options in _OWN_STATE.items()},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs that nothing interrupts."""
+    return Runs(tmp_path_factory.mktemp("whole"), _WORLDS)
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs of one process each that were killed, and went on one after the other in another process."""
+    folder = tmp_path_factory.mktemp("cut")
+    for name, (options, num_checkpoints) in _CUTS.items():
+        _kill_once_saved(folder / name, options, num_checkpoints)
+    commands = [("train", "a2c", "--run-dir", folder / name, "--no-tensorboard", "--resume") for name in _CUTS]
+    outcomes = in_turn(commands)
+    assert [done.returncode for done in outcomes] == [0] * len(_CUTS), outcomes
+    return folder
 
 
 def _kill_once_saved(run_dir: Path, layout: tuple[str, ...], num_checkpoints: int) -> None:
@@ -28,34 +66,43 @@ def _kill_once_saved(run_dir: Path, layout: tuple[str, ...], num_checkpoints: in
     running.wait(timeout=20)
 
 
-@pytest.mark.parametrize("layout", _LAYOUTS.values(), ids=_LAYOUTS)
-def test_kill_and_resume_equals_the_uninterrupted_run(tmp_path: Path, layout: tuple[str, ...]) -> None:
-    train(tmp_path / "whole", *_RUN, *layout)
-    for cut in (1, 4, 9) if not layout else (5,):
-        _kill_once_saved(tmp_path / f"cut{cut}", layout, cut)
-        train(tmp_path / f"cut{cut}", "--resume")
-        assert state(tmp_path / f"cut{cut}") == state(tmp_path / "whole")
-        assert untimed(tmp_path / f"cut{cut}/metrics.csv") == untimed(tmp_path / "whole/metrics.csv")
-        assert (tmp_path / f"cut{cut}/episodes.csv").read_text() == (tmp_path / "whole/episodes.csv").read_text()
+def _expect_equal(cut: Path, whole: Path) -> None:
+    assert state(cut) == state(whole)
+    assert untimed(cut / "metrics.csv") == untimed(whole / "metrics.csv")
+    assert (cut / "episodes.csv").read_text() == (whole / "episodes.csv").read_text()
 
 
-@pytest.mark.parametrize("env", ["GridNavigation-v0", "CartPole-v1"])
-def test_environments_with_a_state_of_their_own_go_on_exactly(tmp_path: Path, env: str) -> None:
-    vector = "native" if env == "CartPole-v1" else "sync"
-    options = ("--env", env, "--vector", vector)
-    train(tmp_path / "whole", *_RUN, *options)
-    _kill_once_saved(tmp_path / "cut", options, 3)
+@pytest.mark.parametrize("num_checkpoints", [1, 4, 9])
+def test_kill_and_resume_equals_the_uninterrupted_run(runs: Runs, resumed: Path, num_checkpoints: int) -> None:
+    _expect_equal(resumed / f"one-process-{num_checkpoints}", runs["one-process"])
+
+
+def test_kill_and_resume_of_two_learners_equals_the_uninterrupted_run(tmp_path: Path, runs: Runs) -> None:
+    _kill_once_saved(tmp_path / "cut", ("--ranks", "2", "--placement", "colocated"), 5)
+    # On as many ranks as before, without being told.
     train(tmp_path / "cut", "--resume")
-    assert state(tmp_path / "cut") == state(tmp_path / "whole")
-    assert '"by_state": 16' in (tmp_path / "cut/config.json").read_text()
+    _expect_equal(tmp_path / "cut", runs["two-learners"])
 
 
-def test_resume_on_other_ranks_goes_on_with_the_same_environments(tmp_path: Path) -> None:
-    train(tmp_path / "whole", *_RUN)
+def test_kill_and_resume_on_three_ranks_equals_the_uninterrupted_run(tmp_path: Path) -> None:
+    _kill_once_saved(tmp_path / "cut", ("--ranks", "3"), 5)
+    common = ("train", "a2c", "--no-tensorboard", "--run-dir")
+    outcomes = in_turn([(*common, tmp_path / "cut", "--resume"), (*common, tmp_path / "whole", *_RUN)], ranks=3)
+    assert [done.returncode for done in outcomes] == [0, 0], outcomes
+    _expect_equal(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("env", _OWN_STATE)
+def test_environments_with_a_state_of_their_own_go_on_exactly(runs: Runs, resumed: Path, env: str) -> None:
+    assert state(resumed / env) == state(runs[env])
+    assert '"by_state": 16' in (resumed / env / "config.json").read_text()
+
+
+def test_resume_on_other_ranks_goes_on_with_the_same_environments(tmp_path: Path, runs: Runs) -> None:
     _kill_once_saved(tmp_path / "cut", ("--ranks", "3"), 4)
     done = train(tmp_path / "cut", "--resume", "--ranks", 2)
     assert "layout ranks" in done.stderr
-    assert (tmp_path / "cut/episodes.csv").read_text() == (tmp_path / "whole/episodes.csv").read_text()
+    assert (tmp_path / "cut/episodes.csv").read_text() == (runs["one-process"] / "episodes.csv").read_text()
 
 
 def test_an_environment_that_cannot_be_restored_begins_anew_and_says_so(tmp_path: Path) -> None:
@@ -84,25 +131,22 @@ def _first_gap(numbers: list[int]) -> int:
     return next(number for number in range(len(numbers) + 1) if number not in numbers)
 
 
-def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
-    train(tmp_path / "whole", "--total-env-steps", 2048, "--num-iterations", 1)
-    train(tmp_path / "fresh", "--total-env-steps", 2048, "--num-iterations", 1, "--resume")
-    assert state(tmp_path / "fresh") == state(tmp_path / "whole")
+def test_resume_without_a_checkpoint_starts_from_the_beginning(runs: Runs) -> None:
+    assert state(runs["fresh"]) == state(runs["tiny"])
 
 
-def test_a_finished_run_that_is_resumed_trains_no_further(tmp_path: Path) -> None:
-    train(tmp_path / "run", "--total-env-steps", 2048, "--num-iterations", 1)
-    before = state(tmp_path / "run")
-    done = train(tmp_path / "run", "--resume")
+def test_a_finished_run_that_is_resumed_trains_no_further(runs: Runs) -> None:
+    before = state(runs["tiny"])
+    done = train(runs["tiny"], "--resume")
     assert "finished at env step 2,048" in done.stdout
-    assert state(tmp_path / "run") == before
+    assert state(runs["tiny"]) == before
 
 
 def test_a_second_writer_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
     running = Running([*_TRAIN, "--run-dir", str(tmp_path / "run"), "--total-env-steps", "100000000"])
     running.until(lambda: (tmp_path / "run/metrics.csv").exists())
-    for resume in ((), ("--resume",)):
-        second = hpcrl("train", "a2c", "--run-dir", tmp_path / "run", *resume)
+    again = ("train", "a2c", "--run-dir", tmp_path / "run")
+    for second in in_turn([again, (*again, "--resume")]):
         assert second.returncode == 2
         assert second.stderr.count("\n") == 1
         assert f"in use by pid {running.process.pid}" in second.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpcrl.cluster.launch import launcher_command, rank_environment
-from tests.commands import HPCRL, Running, hpcrl, weights
+from tests.commands import HPCRL, Running, in_turn, weights
 
 _FOREVER = ("--total-env-steps", "100000000", "--num-iterations", "10000", "--no-tensorboard")
 _ASKING = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
@@ -103,14 +103,16 @@ def test_the_users_own_launcher_forwards_sigusr1(tmp_path: Path) -> None:
     _expect_saved(running, tmp_path / "run")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_users_own_launcher_interrupted_leaves_a_good_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
-    running = _start_under_launcher(tmp_path / "run")
-    running.until(lambda: list((tmp_path / "run/checkpoints").glob("*.h5")))
-    running.process.send_signal(number)
-    running.wait(timeout=30)
-    assert weights(tmp_path / "run").size
-    assert hpcrl("eval", tmp_path / "run", "--episodes", 2).returncode == 0
+def test_the_users_own_launcher_interrupted_leaves_a_good_checkpoint(tmp_path: Path) -> None:
+    run_dirs = {number: tmp_path / number.name for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, run_dir in run_dirs.items():
+        running = _start_under_launcher(run_dir)
+        running.until(lambda run_dir=run_dir: list((run_dir / "checkpoints").glob("*.h5")))  # type: ignore[misc]
+        running.process.send_signal(number)
+        running.wait(timeout=30)
+        assert weights(run_dir).size
+    outcomes = in_turn([("eval", run_dir, "--episodes", 2) for run_dir in run_dirs.values()])
+    assert [done.returncode for done in outcomes] == [0, 0], outcomes
 
 
 def _is_alive(pid: int) -> bool:
