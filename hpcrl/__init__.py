@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hpcrl.config import A2CConfig, AppoConfig, ImpalaConfig, TrainConfig
+from hpcrl.config import A2CConfig, A3CConfig, AppoConfig, ImpalaConfig, TrainConfig
 from hpcrl.envs.registration import register_environments
 from hpcrl.errors import HpcrlError
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hpcrl.trainer import Trainer
 
 __version__ = "0.1.0"
-__all__ = ["A2CConfig", "AppoConfig", "HpcrlError", "ImpalaConfig", "TrainConfig", "Trainer", "__version__"]
+__all__ = ["A2CConfig", "A3CConfig", "AppoConfig", "HpcrlError", "ImpalaConfig", "TrainConfig", "Trainer", "__version__"]
 
 register_environments()
 

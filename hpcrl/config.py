@@ -48,7 +48,11 @@ class TrainConfig:
     checkpoint_every: int = option(50_000, "Environment steps between checkpoints (0: only at the end).", "run")
     checkpoint_keep: int = option(2, "Newest checkpoints to keep beside the best.", "run")
     hang_timeout: float = option(300.0, "Seconds without a sign of life after which a rank counts as stuck.", "run")
-    check_in_sync_every: int = option(100, "Updates between comparisons of the learners' weights (0: never).", "run")
+    check_in_sync_every: int = option(
+        100,
+        "Updates between comparisons of the learners' weights (under a3c of all ranks', when they meet; 0: never).",
+        "run",
+    )
     tensorboard: bool = option(True, "Write TensorBoard events beside metrics.csv.", "run")
     episode_log: bool = option(True, "Write a row for every episode to episodes.csv.", "run")
     profile: bool = option(

@@ -36,24 +36,25 @@ def sum_gradients(comm: Comm, buffer: Tensor, waiter: Waiter) -> None:
             waiter.request(request, Phase.REDUCING)
 
 
-def check_in_sync(comm: Comm, weights: Tensor, update: int, waiter: Waiter) -> None:
-    """Compare the learners' weights, bit for bit. Collective over `comm`.
+def check_in_sync(comm: Comm, weights: Tensor, update: int, waiter: Waiter, who: str = "learner") -> None:
+    """Compare the weights of the learners (or of whoever should have the same), bit for bit. Collective over `comm`.
 
     Args:
         comm: the learners.
         weights: float32 [N].
         update: number of the update, for the message.
         waiter: waits politely.
+        who: what the ranks of `comm` are, for the message.
 
     Raises:
-        RankError: weights that differ; names the learners that don't have the first one's.
+        RankError: weights that differ; names the ranks of `comm` that don't have the first one's.
     """
     mine = np.array([zlib.crc32(_plain_memory(weights).tobytes())], np.int64)
     checksums = np.empty(comm.size, np.int64)
     waiter.request(comm.Iallgather(mine, checksums), Phase.REDUCING)
     if (differing := np.flatnonzero(checksums != checksums[0])).size:
         names = ", ".join(str(learner) for learner in differing)
-        raise RankError(f"after update {update} the weights of learner {names} differ from those of learner 0")
+        raise RankError(f"after update {update} the weights of {who} {names} differ from those of {who} 0")
 
 
 def _plain_memory(tensor: Tensor) -> np.ndarray:

@@ -7,6 +7,8 @@ same version, and every rank takes the weights. What comes after that has to wai
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,6 +37,7 @@ class AsyncRank:
         weights: this rank's copy.
         announcements: of the lead owner.
         waiter: of the rank.
+        check_in_sync: called at every meeting with the version that all ranks have then. Collective over the world.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class AsyncRank:
         weights: ShardedWeights,
         announcements: WeightsSubscriber,
         waiter: Waiter,
+        check_in_sync: Callable[[int], None] = lambda version: None,
     ) -> None:
+        self._check_in_sync = check_in_sync
         self._world, self._owners = world, list(owners)
         self.worker, self.owner = worker, owner
         self._weights, self._announcements, self._waiter = weights, announcements, waiter
@@ -101,6 +106,7 @@ class AsyncRank:
         self._weights.fetch()
         # Nobody goes on, and has its next gradient applied, before all have these weights.
         self._waiter.request(self._world.Ibarrier())
+        self._check_in_sync(version)
         self._announcements.pass_boundary(boundaries)
         self._waiter.activity.beat(update=version)
         return Control(version, version, flags, env_steps, boundaries)

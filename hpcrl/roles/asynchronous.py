@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hpcrl.algorithms.optimizers import make_optimizer
 from hpcrl.cluster.collectives import gather
+from hpcrl.cluster.gradients import check_in_sync
 from hpcrl.cluster.mesh import Mesh
 from hpcrl.cluster.ranks import Ranks
 from hpcrl.cluster.shards import ShardedWeights, split_weights
@@ -45,8 +46,11 @@ class AsynchronousStation(Station):
         worker = self._make_worker(weights) if ranks.is_actor else None
         if self.actor is not None and not self.actor.num_envs:
             worker = None
-        self._rank = AsyncRank(ranks.world, self._owners, worker, self.owner, weights, subscribers[0], waiter)
+        self._rank = AsyncRank(
+            ranks.world, self._owners, worker, self.owner, weights, subscribers[0], waiter, self._check_in_sync
+        )
         self.role = self._rank
+        self._checked = 0
 
     def _own_shard(self) -> slice:
         return self._shards[self._owners.index(self._ranks.rank)]
@@ -78,6 +82,13 @@ class AsynchronousStation(Station):
             self._shards,
             self._waiter,
         )
+
+    def _check_in_sync(self, version: int) -> None:
+        """Compare the weights of all ranks where enough updates have gone by. Collective over the world."""
+        every = self._a3c.check_in_sync_every
+        if every and self._ranks.size > 1 and version - self._checked >= every:
+            self._checked = version
+            check_in_sync(self._ranks.world, self.flat.weights, version, self._waiter, "rank")
 
     def gather_optimizer(self) -> Mapping[str, Tensor] | None:
         """Shard by shard, from their owners; None but on rank 0."""

@@ -91,7 +91,7 @@ def _require_sound(run_dir: Path, total_env_steps: int) -> None:
 
 def test_gradients_that_are_too_old_are_dropped_and_all_are_accounted_for(tmp_path: Path) -> None:
     total = 3_000
-    options = ("--total-env-steps", total, "--num-iterations", 4, "--max-lag", 1, *_QUICK)
+    options = ("--total-env-steps", total, "--num-iterations", 4, "--max-lag", 1, "--check-in-sync-every", 1, *_QUICK)
     output = _train(tmp_path / "run", "--ranks", 6, "--learners", 2, *options)
     assert "4 workers and 2 parameter owners on one node, 2 environments a worker" in output
     _, applied, dropped = _account(output)

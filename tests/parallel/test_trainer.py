@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from hpcrl import A2CConfig
+from hpcrl import A2CConfig, A3CConfig
 
 
 def _config(run_dir: Path | None, **changes: object) -> A2CConfig:
@@ -104,3 +105,21 @@ def test_a_run_goes_on_with_its_own_algorithm_only(shared_dir: Path) -> None:
         assert any("no actor runs ahead" in note for note in trainer.notes)
         list(trainer)
         assert trainer.account is not None and trainer.account.under_way == 0
+
+
+@pytest.mark.mpi(ranks=(2,))
+def test_asynchronous_ranks_compare_their_weights_when_enough_updates_have_gone_by(shared_dir: Path) -> None:
+    from hpcrl import Trainer
+    from hpcrl.cluster.mpi import world
+    from hpcrl.errors import RankError
+
+    comm = world()
+    options = {"check_in_sync_every": 3, "tensorboard": False, "hidden_sizes": (16,), "num_envs": 2}
+    with Trainer(A3CConfig(run_dir=shared_dir / "run", **options), comm) as trainer:  # type: ignore[arg-type]
+        station: Any = trainer._station
+        if comm.rank == 1:
+            station.flat.weights.data[5] += 1e-6
+        station._check_in_sync(2)
+        with pytest.raises(RankError, match="after update 3 the weights of rank 1 differ from those of rank 0"):
+            station._check_in_sync(3)
+        station._check_in_sync(5)

@@ -209,6 +209,7 @@ class Among:
             owner = ParameterOwner(config, first, [receiver], publisher, rank == LEAD, *parts)
             self.waiter.chores.append(owner.serve)
         self.worker = None if rank != WORKER else Acting()
+        self.compared: list[int] = []
         self.role = AsyncRank(
             cast(Any, self.world),
             (LEAD, OWNER),
@@ -217,6 +218,7 @@ class Among:
             ShardedWeights(self.copy.numpy(), SHARDS, subscribers),
             subscribers[0],
             cast(Any, self.waiter),
+            self.compared.append,
         )
 
     def publish(
@@ -299,10 +301,11 @@ def test_nobody_leaves_a_meeting_before_all_have_the_weights_and_its_owner_rests
     among.world.all_have_the_weights = False
     with pytest.raises(Blocked):
         among.role.advance()
-    assert (among.copy >= -1).all() and (among.copy[2:] == 1).all()
+    assert (among.copy >= -1).all() and (among.copy[2:] == 1).all() and not among.compared
     among.world.all_have_the_weights = True
     among.others_say(*told)
     among.role.advance()
+    assert among.compared == [1]
     # A worker that was through earlier has pushed already.
     among.push(10)
     among.waiter.tick()
