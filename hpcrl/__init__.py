@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from hpcrl.trainer import Trainer
 
 __version__ = "0.1.0"
-__all__ = ["A2CConfig", "A3CConfig", "AppoConfig", "HpcrlError", "ImpalaConfig", "TrainConfig", "Trainer", "__version__"]
+__all__ = [
+    "A2CConfig",
+    "A3CConfig",
+    "AppoConfig",
+    "HpcrlError",
+    "ImpalaConfig",
+    "TrainConfig",
+    "Trainer",
+    "__version__",
+]
 
 register_environments()
 
