@@ -17,6 +17,20 @@ Row = dict[str, float]
 EPISODE = np.dtype([("env_step", "i8"), ("env_index", "i8"), ("number", "i8"), ("length", "i8"), ("return", "f8")])
 WINDOW = 100
 
+#: Numbers of one update, whose means are reported.
+UPDATE_METRICS = (
+    "train/policy_loss",
+    "train/value_loss",
+    "train/entropy",
+    "train/explained_variance",
+    "train/grad_norm",
+    "train/clipped_grad_fraction",
+    "train/approx_kl",
+    "train/rho_mean",
+    "train/rho_clipped_fraction",
+    "train/learning_rate",
+)
+
 COLUMNS = (
     "iteration",
     "env_steps",
@@ -41,16 +55,7 @@ COLUMNS = (
     "rollout/unrolls_cut",
     "eval/episode_return_mean",
     "eval/episode_return_std",
-    "train/policy_loss",
-    "train/value_loss",
-    "train/entropy",
-    "train/explained_variance",
-    "train/grad_norm",
-    "train/clipped_grad_fraction",
-    "train/approx_kl",
-    "train/rho_mean",
-    "train/rho_clipped_fraction",
-    "train/learning_rate",
+    *UPDATE_METRICS,
     "comm/gradient_bytes",
     "comm/unroll_bytes",
     "comm/weights_bytes",

@@ -71,8 +71,7 @@ def plan_layout(
     Raises:
         ConfigError: a split without an actor for every learner, or more learners than ranks.
     """
-    numbers: dict[object, int] = {}
-    node_of = tuple(numbers.setdefault(node, len(numbers)) for node in nodes)
+    node_of = _number(nodes)
     size = len(node_of)
     if placement == "colocated" or size == 1:
         if learners not in ("auto", size):
@@ -107,8 +106,7 @@ def plan_workers(
     Raises:
         ConfigError: no rank is left to be a worker, or more owners than ranks.
     """
-    numbers: dict[object, int] = {}
-    node_of = tuple(numbers.setdefault(node, len(numbers)) for node in nodes)
+    node_of = _number(nodes)
     size, wanted = len(node_of), 1 if owners == "auto" else owners
     colocated = placement == "colocated" or size == 1
     if wanted + (not colocated) > size:
@@ -118,6 +116,12 @@ def plan_workers(
     workers = tuple(rank for rank in range(size) if colocated or rank not in chosen)
     learner_of = dict.fromkeys(workers, 0)
     return Layout(node_of, chosen, workers, learner_of, _deal(workers, num_envs), is_asynchronous=True)
+
+
+def _number(nodes: Sequence[object]) -> tuple[int, ...]:
+    """The node number of each rank, in the order of the nodes' first ranks."""
+    numbers: dict[object, int] = {}
+    return tuple(numbers.setdefault(node, len(numbers)) for node in nodes)
 
 
 def _auto_learners(node_of: Sequence[int]) -> int:

@@ -34,8 +34,7 @@ class Mesh:
         self._ranks, self._waiter = ranks, waiter
         self._owners = ranks.layout.learners
         self._sizes = [shard.stop - shard.start for shard in shards]
-        node_of = ranks.layout.node_of
-        self._node_ranks = [rank for rank in range(ranks.size) if node_of[rank] == node_of[ranks.rank]]
+        self._node_ranks = next(node for node in self._nodes() if ranks.rank in node)
         nbytes = sum(size for _, size in self._pieces(ranks.rank))
         self._segments = SharedSegments(ranks.node, nbytes) if ranks.node.size > 1 else OwnSegment(nbytes)
         self._publisher: WeightsPublisher | None = None

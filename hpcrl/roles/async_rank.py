@@ -19,12 +19,11 @@ from hpcrl.cluster.shards import ShardedWeights
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control, WeightsSubscriber
 from hpcrl.errors import RankError
-from hpcrl.metrics import EPISODE, Differences, MeanReducer, Range
+from hpcrl.metrics import EPISODE, UPDATE_METRICS, Differences, MeanReducer, Range
 from hpcrl.roles.account import GradientAccount
 from hpcrl.roles.async_worker import AsyncWorker
 from hpcrl.roles.boundary import Boundary
 from hpcrl.roles.parameter_owner import ParameterOwner
-from hpcrl.roles.updates import UPDATE_METRICS
 
 
 class AsyncRank:

@@ -15,13 +15,13 @@ from hpcrl.cluster.pushes import PushSender
 from hpcrl.cluster.shards import ShardedWeights
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.config import A3CConfig
-from hpcrl.metrics import EPISODE, MeanReducer, RangeReducer
+from hpcrl.metrics import EPISODE, UPDATE_METRICS, MeanReducer, RangeReducer
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
 from hpcrl.roles.actor import Actor
 from hpcrl.roles.batching import batch_of, finished_episodes
 from hpcrl.roles.boundary import Boundary
-from hpcrl.roles.updates import UPDATE_METRICS, coefficients, scale_and_clip, standardise, update_metrics
+from hpcrl.roles.updates import coefficients, scale_and_clip, standardise, update_metrics
 from hpcrl.unroll import Unroll, UnrollSpec
 
 

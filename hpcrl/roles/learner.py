@@ -18,14 +18,14 @@ from hpcrl.cluster.mpi import Comm
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control, WeightsPublisher
 from hpcrl.config import ActorCriticConfig, ImpalaConfig
-from hpcrl.metrics import Differences, MeanReducer, Range
+from hpcrl.metrics import UPDATE_METRICS, Differences, MeanReducer, Range
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
 from hpcrl.roles.account import UnrollAccount
 from hpcrl.roles.boundary import Boundary, decide, due_at_start
 from hpcrl.roles.intake import Intake
 from hpcrl.roles.schedule import Schedule
-from hpcrl.roles.updates import UPDATE_METRICS, coefficients, scale_and_clip, standardise, update_metrics
+from hpcrl.roles.updates import coefficients, scale_and_clip, standardise, update_metrics
 
 
 class Learner:

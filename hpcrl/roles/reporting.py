@@ -16,11 +16,10 @@ from hpcrl.activity import Activity, Phase
 from hpcrl.cluster.collectives import broadcast, gather
 from hpcrl.cluster.ranks import Ranks
 from hpcrl.cluster.waiting import Waiter
-from hpcrl.metrics import COLUMNS, MeanReducer, Range, Row, range_columns
+from hpcrl.metrics import COLUMNS, UPDATE_METRICS, MeanReducer, Range, Row, range_columns
 from hpcrl.roles.account import Account
 from hpcrl.roles.recorder import Recorder
 from hpcrl.roles.station import Station
-from hpcrl.roles.updates import UPDATE_METRICS
 
 _ACTOR_PHASES = (Phase.ACTING, Phase.INFERENCE, Phase.LEARNING, Phase.TRANSPORT, Phase.WAITING)
 _LEARNER_PHASES = (

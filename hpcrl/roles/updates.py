@@ -15,20 +15,6 @@ from hpcrl.algorithms.optimizers import linear
 from hpcrl.config import ActorCriticConfig
 from hpcrl.errors import HpcrlError
 
-#: Numbers of one update, whose means are reported.
-UPDATE_METRICS = (
-    "train/policy_loss",
-    "train/value_loss",
-    "train/entropy",
-    "train/explained_variance",
-    "train/grad_norm",
-    "train/clipped_grad_fraction",
-    "train/approx_kl",
-    "train/rho_mean",
-    "train/rho_clipped_fraction",
-    "train/learning_rate",
-)
-
 
 class Coefficients(NamedTuple):
     """What changes linearly while a run goes on."""

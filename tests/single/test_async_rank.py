@@ -21,7 +21,7 @@ from hpcrl.cluster.weights import Control, WeightsPublisher
 from hpcrl.config import A2CConfig, A3CConfig, ActorCriticConfig
 from hpcrl.envs.factory import describe_task
 from hpcrl.errors import RankError
-from hpcrl.metrics import RangeReducer
+from hpcrl.metrics import UPDATE_METRICS, RangeReducer
 from hpcrl.roles.account import GradientAccount
 from hpcrl.roles.async_rank import AsyncRank
 from hpcrl.roles.asynchronous import AsynchronousStation
@@ -29,7 +29,6 @@ from hpcrl.roles.boundary import Boundary
 from hpcrl.roles.parameter_owner import ParameterOwner
 from hpcrl.roles.station import Station
 from hpcrl.roles.synchronous import SynchronousStation
-from hpcrl.roles.updates import UPDATE_METRICS
 from hpcrl.signals import Requests
 from tests.asynchronous import Published, Request, ServingWaiter, make_channel
 from tests.playing import Blocked

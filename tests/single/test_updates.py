@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from hpcrl.config import A2CConfig
 from hpcrl.errors import HpcrlError
-from hpcrl.roles.updates import UPDATE_METRICS, coefficients, scale_and_clip, standardise, update_metrics
+from hpcrl.metrics import UPDATE_METRICS
+from hpcrl.roles.updates import coefficients, scale_and_clip, standardise, update_metrics
 
 seeds = st.integers(0, 2**32 - 1)
 
