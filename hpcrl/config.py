@@ -66,10 +66,22 @@ class TrainConfig:
 
     ranks: int | None = option(None, "MPI ranks: started if there are none yet, else checked.", "layout")
     learners: Literal["auto"] | int = option("auto", "Learner ranks; auto: one per node that has actors too.", "layout")
+    learner_ranks: Literal["spread", "first"] = option(
+        "spread",
+        "Which ranks learn. spread: over the nodes; first: the lowest, which are the first component of a "
+        "heterogeneous job.",
+        "layout",
+    )
     placement: Literal["split", "colocated"] = option(
         "split", "split: a rank acts or learns; colocated: every rank does both.", "layout"
     )
     learner_cores: int = option(1, "Threads that a learner computes on.", "layout")
+    pin_cores: Literal["auto", "on", "off"] = option(
+        "auto",
+        "Every rank keeps to cores of its own: learner_cores a learner, one an actor. auto: where srun gave the run "
+        "CPUs that are nobody else's; on: everywhere.",
+        "layout",
+    )
 
     hidden_sizes: tuple[int, ...] = option((64, 64), "Widths of the hidden layers.", "model")
     activation: Literal["tanh", "relu"] = option("tanh", "Activation of the hidden layers.", "model")

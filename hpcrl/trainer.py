@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,11 +17,13 @@ import numpy as np
 import torch
 
 from hpcrl.activity import Activity, Phase
+from hpcrl.cluster.affinity import Affinity, settle_cores
 from hpcrl.cluster.collectives import broadcast, gather, on_root
 from hpcrl.cluster.failures import end_job, ending_the_job
 from hpcrl.cluster.heartbeats import Heartbeats
 from hpcrl.cluster.layout import plan_layout, plan_workers
-from hpcrl.cluster.mpi import Comm, check_world, library, self_test, world
+from hpcrl.cluster.library import library
+from hpcrl.cluster.mpi import Comm, check_world, self_test, world
 from hpcrl.cluster.ranks import Ranks, split_nodes
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control
@@ -45,9 +46,10 @@ from hpcrl.roles.tracing import Tracing
 from hpcrl.signals import Requests
 from hpcrl.spaces import Task
 from hpcrl.storage.checkpoints import Checkpoint, CheckpointStore, load_checkpoint, save_checkpoint
-from hpcrl.storage.run_directory import RunDirectory
+from hpcrl.storage.run_directory import RunDirectory, default_run_dir
 
 _NO_EVALUATION = (math.nan, math.nan)
+_ASKED_TO_STOP = "asked to stop"
 
 
 class Trainer:
@@ -77,8 +79,13 @@ class Trainer:
         start_from: Checkpoint | None = None,
     ) -> None:
         self._comm = world() if comm is None else comm
+        self._affinity = Affinity()
         with ending_the_job(self._comm):
-            self._build(config, requests or Requests(), start_from)
+            try:
+                self._build(config, requests or Requests(), start_from)
+            except BaseException:
+                self._affinity.release()
+                raise
 
     def _build(self, config: TrainConfig, requests: Requests, start_from: Checkpoint | None) -> None:
         comm = self._comm
@@ -93,8 +100,10 @@ class Trainer:
         node, nodes = split_nodes(comm)
         settings = self.config
         planner = plan_workers if isinstance(settings, A3CConfig) else plan_layout
-        plan = partial(planner, nodes, settings.learners, settings.placement, settings.num_envs)
+        plan = partial(planner, nodes, settings.learners, settings.placement, settings.num_envs, settings.learner_ranks)
         self._ranks = Ranks(comm, on_root(comm, plan, self._waiter), node)
+        # Before there are models, whose memory lies near the core that first writes it.
+        self._affinity = settle_cores(self._ranks, settings.pin_cores, settings.learner_cores, os.environ, self._waiter)
         self._heartbeats = Heartbeats(self._ranks, self._activity, settings.hang_timeout)
         self._waiter.watch = self._heartbeats.watch
         self._tracing = Tracing(self._ranks, self._activity, self._waiter) if settings.profile else None
@@ -120,7 +129,7 @@ class Trainer:
         assert isinstance(config, ActorCriticConfig), "every algorithm so far is an actor-critic"
         task = describe_task(config.env, config.vector)
         require_playable(config, task, self._comm.size)
-        directory = RunDirectory(config.run_dir or _default_run_dir(config))
+        directory = RunDirectory(config.run_dir or default_run_dir(config))
         directory.open(config.resume)
         checkpoint = start_from
         try:
@@ -150,7 +159,8 @@ class Trainer:
         self._recorder: Recorder | None = None
         if self._directory is not None:
             self._recorder = Recorder(self._directory, self.config, checkpoint)
-            facts = run_facts(self.config, self._task, ranks.layout, hosts)
+            num_cpus = len(self._affinity.started_with)
+            facts = run_facts(self.config, self._task, ranks.layout, hosts, num_cpus)
             record_resume(self._directory, facts, checkpoint, sum(parts, Restored()))
         self._reporter = Reporter(ranks, station, self._waiter, self._activity, self._recorder)
 
@@ -195,12 +205,14 @@ class Trainer:
                 self.stopped = "--stop-return reached"
                 flags |= Boundary.SAVE
         if flags & Boundary.STOP:
-            self.stopped = "finished" if control.env_steps >= self.config.total_env_steps else "asked to stop"
+            self.stopped = "finished" if control.env_steps >= self.config.total_env_steps else _ASKED_TO_STOP
         if self.stopped is not None:
             self.account = self._reporter.account()
         if flags & Boundary.SAVE:
             with self._activity.during(Phase.SAVING):
                 self._save_checkpoint(score)
+        if self.stopped is not None and self._recorder is not None:
+            self._recorder.conclude(is_finished=self.stopped != _ASKED_TO_STOP)
         return row
 
     def _evaluate(self) -> Boundary:
@@ -315,6 +327,8 @@ class Trainer:
             notes.append("asynchronous: gradients are applied as they arrive, so no run is repeated exactly")
         if idle := sum(not block for block in self._ranks.layout.env_blocks.values()):
             notes.append(f"{idle} actors have no environment: --num-envs {self.config.num_envs} is below their number")
+        if self._affinity.note is not None:
+            notes.append(self._affinity.note)
         return notes
 
     def weights_sha256(self) -> str:
@@ -327,13 +341,14 @@ class Trainer:
         return 0 if self._recorder is None else self._recorder.failures
 
     def close(self) -> None:
-        """Write the trace where one was asked for; close environments, files and links."""
+        """Write the trace where one was asked for; close environments, files and links; give back all CPUs."""
         if self._tracing is not None:
             self.trace_file = self._write_trace(self._tracing)
         if self._recorder is not None:
             self._recorder.close()
         self._station.close()
         self._heartbeats.close(self._waiter)
+        self._affinity.release()
 
     def _write_trace(self, tracing: Tracing) -> Path | None:
         config = self.config
@@ -354,8 +369,10 @@ class Trainer:
     ) -> None:
         if error is None:
             self.close()
+            return
+        self._affinity.release()
         # The others may be anywhere: closing is collective, and they would wait for this rank.
-        elif self._comm.size > 1 and isinstance(error, Exception) and not getattr(error, "on_all_ranks", False):
+        if self._comm.size > 1 and isinstance(error, Exception) and not getattr(error, "on_all_ranks", False):
             end_job(self._comm, error)
 
 
@@ -369,8 +386,3 @@ def require_playable(config: ActorCriticConfig, task: Task, num_ranks: int) -> N
         raise ConfigError(
             "--inference learner needs actors on ranks of their own: --ranks of at least 2 and --placement split"
         )
-
-
-def _default_run_dir(config: TrainConfig) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{config.algorithm}-{config.env.replace('/', '_')}-seed{config.seed}-{stamp}"

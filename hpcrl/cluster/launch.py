@@ -42,6 +42,9 @@ def promised_size(ranks: int | None, environment: Mapping[str, str]) -> Promise 
             return Promise(int(environment[name]), name)
     if "SLURM_STEP_ID" not in environment or "SLURM_PROCID" not in environment:
         return None
+    # One task may be a shell in which somebody works: salloc's, or that of `srun --pty bash`.
+    if environment.get("SLURM_STEP_NUM_TASKS") == "1" and "SLURM_HET_SIZE" not in environment:
+        return None
     if environment.get("SLURM_HET_SIZE", "").isdigit():
         names = [f"SLURM_NTASKS_HET_GROUP_{group}" for group in range(int(environment["SLURM_HET_SIZE"]))]
         if all(environment.get(name, "").isdigit() for name in names):

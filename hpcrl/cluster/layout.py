@@ -58,7 +58,11 @@ class Layout:
 
 
 def plan_layout(
-    nodes: Sequence[object], learners: int | Literal["auto"], placement: Literal["split", "colocated"], num_envs: int
+    nodes: Sequence[object],
+    learners: int | Literal["auto"],
+    placement: Literal["split", "colocated"],
+    num_envs: int,
+    learner_ranks: Literal["spread", "first"] = "spread",
 ) -> Layout:
     """Deal out roles and environments.
 
@@ -67,6 +71,7 @@ def plan_layout(
         learners: how many; "auto" is one on every node that has ranks left to act, at least one.
         placement: see `hpcrl.config.TrainConfig`.
         num_envs: environments in total.
+        learner_ranks: learners are spread over the nodes, or the lowest ranks.
 
     Raises:
         ConfigError: a split without an actor for every learner, or more learners than ranks.
@@ -86,13 +91,17 @@ def plan_layout(
             f"--learners {wanted} needs an actor for each, so at least {2 * wanted} ranks, got {size} "
             "(or --placement colocated)"
         )
-    chosen = _spread(node_of, wanted)
+    chosen = _choose(node_of, wanted, learner_ranks)
     actors = tuple(rank for rank in range(size) if rank not in chosen)
     return Layout(node_of, chosen, actors, _assign(node_of, chosen, actors), _deal(actors, num_envs))
 
 
 def plan_workers(
-    nodes: Sequence[object], owners: int | Literal["auto"], placement: Literal["split", "colocated"], num_envs: int
+    nodes: Sequence[object],
+    owners: int | Literal["auto"],
+    placement: Literal["split", "colocated"],
+    num_envs: int,
+    learner_ranks: Literal["spread", "first"] = "spread",
 ) -> Layout:
     """Deal out the roles of an asynchronous run: owners of shards of the weights, and workers.
 
@@ -102,6 +111,7 @@ def plan_workers(
         placement: split: owners do nothing else; colocated, and in a world of one: every rank is a worker, some own
             a shard beside it.
         num_envs: environments in total.
+        learner_ranks: see `plan_layout`; of the owners.
 
     Raises:
         ConfigError: no rank is left to be a worker, or more owners than ranks.
@@ -112,7 +122,7 @@ def plan_workers(
     if wanted + (not colocated) > size:
         needed = f"{wanted + 1} ranks (or --placement colocated)" if not colocated else f"{wanted} ranks"
         raise ConfigError(f"--learners {wanted}, owners of the weights, needs at least {needed}, got {size}")
-    chosen = _spread(node_of, wanted)
+    chosen = _choose(node_of, wanted, learner_ranks)
     workers = tuple(rank for rank in range(size) if colocated or rank not in chosen)
     learner_of = dict.fromkeys(workers, 0)
     return Layout(node_of, chosen, workers, learner_of, _deal(workers, num_envs), is_asynchronous=True)
@@ -126,6 +136,10 @@ def _number(nodes: Sequence[object]) -> tuple[int, ...]:
 
 def _auto_learners(node_of: Sequence[int]) -> int:
     return max(1, sum(node_of.count(node) > 1 for node in set(node_of)))
+
+
+def _choose(node_of: Sequence[int], wanted: int, learner_ranks: Literal["spread", "first"]) -> tuple[int, ...]:
+    return tuple(range(wanted)) if learner_ranks == "first" else _spread(node_of, wanted)
 
 
 def _spread(node_of: Sequence[int], wanted: int) -> tuple[int, ...]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-import mpi4py
 import numpy as np
 
 from hpcrl.cluster.launch import inside_mpi, one_machine_settings, promised_size
+from hpcrl.cluster.library import MPI, is_linked_with, library
+from hpcrl.cluster.srun import require_fitting_launcher
 from hpcrl.errors import RankError
 
 # Open MPI's one-sided component for UCX complains on machines without its hardware; ours are shared-memory windows.
 os.environ.setdefault("OMPI_MCA_osc", "^ucx")
 if not inside_mpi(os.environ):
     os.environ.update(one_machine_settings(os.environ))
-mpi4py.rc.thread_level = "funneled"
-
-from mpi4py import MPI  # noqa: E402  (initialises MPI with the settings above)
+if not MPI.Is_initialized():
+    require_fitting_launcher(library(), is_linked_with("pmix"), os.environ)
+    MPI.Init_thread(MPI.THREAD_FUNNELED)
 
 Comm = MPI.Intracomm
 Request = MPI.Request
@@ -30,10 +31,10 @@ def world() -> Comm:
     return MPI.COMM_WORLD
 
 
-def library() -> str:
-    """Name and version of the MPI library, one line."""
-    first = MPI.Get_library_version().split("\n")[0].split(",")[0]
-    return " ".join(first.replace("Version:", "").split())
+def thread_level() -> str:
+    """What the library lets threads do: SINGLE, FUNNELED, SERIALIZED or MULTIPLE. Local."""
+    levels = ("SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE")
+    return next(level for level in levels if getattr(MPI, f"THREAD_{level}") == MPI.Query_thread())
 
 
 def check_world(comm: Comm, ranks: int | None, environment: Mapping[str, str]) -> None:

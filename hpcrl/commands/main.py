@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,11 @@ Reinforcement learning over MPI, from a laptop to a cluster.
 
 commands:
   train ALGORITHM   train an agent (a2c, a3c, impala, appo); --help after it lists the options
+  submit ALGORITHM  make a Slurm batch script for a run and submit it; takes the options of train too
+  status RUN_DIR    how a run stands: its jobs, progress, last checkpoint, restarts
   eval RUN_DIR      play the newest good checkpoint of a run
   presets           list the configurations that are known to learn
+  doctor            see whether this place is fit for hpcrl: alone, under mpirun or under srun
 
 examples:
   hpcrl train a2c --env CartPole-v1                        one process
@@ -37,11 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Before anything heavy is imported: a signal in the first second must not be lost.
         requests.install()
     try:
-        return _dispatch(arguments, requests)
+        status = _dispatch(arguments, requests)
     except HpcrlError as error:
         if _is_first_rank():
             print(f"hpcrl: {error}", file=sys.stderr, flush=True)
-        return error.exit_status
+        status = error.exit_status
+    if status:
+        # All ranks leave with it, and a launcher ends those that are still at it, whose status it would take instead.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return status
 
 
 def _dispatch(arguments: list[str], requests: Requests) -> int:
@@ -62,11 +70,24 @@ def _dispatch(arguments: list[str], requests: Requests) -> int:
         from hpcrl.commands.eval import evaluate
 
         return evaluate(rest)
+    if command == "submit":
+        from hpcrl.commands.submit import submit
+
+        return submit(rest)
+    if command == "status":
+        from hpcrl.commands.status import status
+
+        return status(rest)
     if command == "presets":
         from hpcrl.commands.presets import list_presets
 
         return list_presets()
-    raise ConfigError(f"unknown command {command!r}, expected one of: train, eval, presets (see hpcrl --help)")
+    if command == "doctor":
+        from hpcrl.commands.doctor import doctor
+
+        return doctor(rest)
+    expected = "train, submit, status, eval, presets, doctor"
+    raise ConfigError(f"unknown command {command!r}, expected one of: {expected} (see hpcrl --help)")
 
 
 def _is_first_rank() -> bool:

@@ -26,7 +26,7 @@ def parse(algorithm: str, arguments: Sequence[str]) -> TrainConfig:
         ConfigError: a value that can't be run.
         SystemExit: the parser's own, for an unknown option (2) or --help (0).
     """
-    name, rest = _take_value(arguments, "--preset")
+    name, rest = take_value(arguments, "--preset")
     base = config_class(algorithm)()
     if name is not None:
         base = preset(name, algorithm)
@@ -81,14 +81,14 @@ def _annotate(kind: Any, help: str) -> Any:
 
 def _resumed(arguments: Sequence[str]) -> TrainConfig | None:
     """The configuration of the run that --resume and --run-dir name, where there is one."""
-    folder, _ = _take_value(arguments, "--run-dir")
+    folder, _ = take_value(arguments, "--run-dir")
     if "--resume" not in arguments or folder is None:
         return None
     directory = RunDirectory(Path(folder))
     return from_facts(directory.read_config()) if directory.config_file.exists() else None
 
 
-def _take_value(arguments: Sequence[str], option: str) -> tuple[str | None, list[str]]:
+def take_value(arguments: Sequence[str], option: str) -> tuple[str | None, list[str]]:
     """The value of an option, as `--option VALUE` or `--option=VALUE`, and the arguments without it."""
     rest: list[str] = []
     value: str | None = None

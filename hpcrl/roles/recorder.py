@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from hpcrl.cluster.layout import Layout
-from hpcrl.cluster.mpi import library
+from hpcrl.cluster.library import library
 from hpcrl.config import TrainConfig, to_json
 from hpcrl.errors import CheckpointError
 from hpcrl.metrics import COLUMNS, CsvFile, EpisodeReducer, Row, TensorBoardFile, cut_csv
@@ -60,6 +59,7 @@ class Recorder:
         self._episode_log = CsvFile(directory.episodes_file, _EPISODE_COLUMNS) if config.episode_log else None
         self._tensorboard = TensorBoardFile(directory.path, self._steps_reported) if config.tensorboard else None
         self._started = self._reported = time.monotonic()
+        directory.write_outcome("running")
 
     def _go_on_from(self, checkpoint: Checkpoint) -> None:
         self._elapsed_before_s = float(checkpoint.attributes["elapsed_s"])
@@ -113,6 +113,11 @@ class Recorder:
             self.failures += 1
             warnings.warn(f"CHECKPOINT NOT WRITTEN, training goes on without it: {error}", RuntimeWarning, stacklevel=2)
 
+    def conclude(self, is_finished: bool) -> None:
+        """Note that the run left in order, for scripts; not where its last checkpoint is missing."""
+        if not self.failures:
+            self.directory.write_outcome("finished" if is_finished else "stopped")
+
     def close(self) -> None:
         """Close the files and give up the run directory."""
         self._metrics.close()
@@ -123,8 +128,12 @@ class Recorder:
         self.directory.close()
 
 
-def run_facts(config: TrainConfig, task: Task, layout: Layout, hosts: list[str]) -> dict[str, Any]:
-    """What `config.json` says of a run: configuration, versions, machine and layout; never environment variables."""
+def run_facts(config: TrainConfig, task: Task, layout: Layout, hosts: list[str], num_cpus: int) -> dict[str, Any]:
+    """What `config.json` says of a run: configuration, versions, machine and layout; never environment variables.
+
+    Args:
+        num_cpus: that rank 0 was started with; what it keeps to says nothing of the machine.
+    """
     return {
         "config": to_json(config),
         "layout_invariant": task.layout_invariant,
@@ -142,7 +151,7 @@ def run_facts(config: TrainConfig, task: Task, layout: Layout, hosts: list[str])
         },
         "machine": {
             "cpu": _cpu_model(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": num_cpus,
             "threads": torch.get_num_threads(),
         },
         "git_commit": _git_commit(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpcrl.cluster.affinity import usable_cpus
 from hpcrl.cluster.ranks import Ranks
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.config import ActorCriticConfig, TrainConfig
@@ -113,11 +113,11 @@ def limit_threads(cores: int) -> None:
     """Keep torch's, OpenMP's and BLAS's pools to the cores that a rank owns. Local.
 
     Raises:
-        ConfigError: more cores than this process may use.
+        ConfigError: more cores than this process may use; its own only, where it has some.
     """
-    available = len(os.sched_getaffinity(0))
+    available = len(usable_cpus())
     if cores > available:
-        raise ConfigError(f"--learner-cores {cores} is more than the {available} cores that this rank may use")
+        raise ConfigError(f"--learner-cores {cores} is more than the {available} CPUs that this rank may use")
     torch.set_num_threads(cores)
     threadpoolctl.threadpool_limits(cores)
 

@@ -135,6 +135,15 @@ class CheckpointStore:
         self._damaged.clear()
         return path
 
+    def newest_file(self) -> Path | None:
+        """The file that the manifest lists last; None where it lists none. Nothing is loaded or verified.
+
+        Raises:
+            CheckpointError: The manifest is damaged.
+        """
+        listed = _read_manifest(self.directory)
+        return self._file(listed[-1].name) if listed else None
+
     def newest(self) -> Checkpoint | None:
         """Loads the newest whole checkpoint; warns of each damaged one that it passes over.
 

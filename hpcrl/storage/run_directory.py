@@ -6,12 +6,18 @@ import json
 import os
 import socket
 import tempfile
+import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+from hpcrl.config import TrainConfig
 from hpcrl.errors import ConfigError
-from hpcrl.storage.durable import write_json_durably
+from hpcrl.storage.durable import write_durably, write_json_durably
+
+#: How a run stands: under way (or dead), left by a signal, or at its end.
+Outcome = Literal["running", "stopped", "finished"]
 
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -48,6 +54,21 @@ class RunDirectory:
     def trace_file(self) -> Path:
         """The JSON file that says what every rank did when, of a run that was asked for it."""
         return self.path / "trace.json"
+
+    @property
+    def outcome_file(self) -> Path:
+        """The file that says in one word how the run stands: running, stopped (by a signal) or finished."""
+        return self.path / "outcome"
+
+    @property
+    def batch_script(self) -> Path:
+        """The script that `hpcrl submit` made for the run."""
+        return self.path / "job.sbatch"
+
+    @property
+    def jobs_file(self) -> Path:
+        """The file with the ids of all batch jobs that the run had, a line each; a restarted job stands there again."""
+        return self.path / "jobs"
 
     @property
     def config_file(self) -> Path:
@@ -97,6 +118,48 @@ class RunDirectory:
         except (OSError, TypeError, ValueError) as error:
             raise ConfigError(f"{self.config_file} can't be written: {error}.") from error
 
+    def write_outcome(self, outcome: Outcome) -> None:
+        """Writes `outcome`, durably; what is there already stays where the disk refuses."""
+        with suppress(OSError):
+            write_durably(self.outcome_file, lambda temporary: temporary.write_text(f"{outcome}\n"))
+
+    def read_outcome(self) -> Outcome | None:
+        """How the run stands; None where it has not begun. "running" also where it died."""
+        try:
+            word = self.outcome_file.read_text().strip()
+        except (OSError, ValueError):
+            return None
+        return next((outcome for outcome in get_args(Outcome) if outcome == word), None)
+
+    def add_job(self, job: str) -> None:
+        """Notes a batch job that was submitted for the run."""
+        with self.jobs_file.open("a") as file:
+            file.write(f"{job}\n")
+
+    def is_in_use(self) -> bool:
+        """Whether a process has the directory open, as far as locks tell from this machine."""
+        if self._identity in _open_here:
+            return True
+        try:
+            descriptor = os.open(self.path / "run.lock", os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def read_jobs(self) -> list[str]:
+        """Ids of the run's batch jobs, each once, oldest first."""
+        try:
+            lines = self.jobs_file.read_text().split()
+        except (OSError, ValueError):
+            return []
+        return list(dict.fromkeys(line for line in lines if line.replace("_", "").isdigit()))
+
     def read_config(self) -> dict[str, Any]:
         """Reads `config.json`.
 
@@ -132,6 +195,12 @@ class RunDirectory:
                 raise
             message = f"Run directory {self.path} can't be locked here: nothing keeps a second run out."
             warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def default_run_dir(config: TrainConfig) -> Path:
+    """Where a run lies whose configuration names no directory: runs/ALGORITHM-ENV-seedS-TIME."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{config.algorithm}-{config.env.replace('/', '_')}-seed{config.seed}-{stamp}"
 
 
 def _this_process() -> dict[str, Any]:

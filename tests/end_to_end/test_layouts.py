@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ _SYNCED = ("--check-in-sync-every", 1)
 _COLOCATED = ("--placement", "colocated", *_SYNCED)
 _TWO = ("a2c", "--num-envs", 2, "--total-env-steps", 20 * 64, "--num-iterations", 2)
 _NORMALISED = (*_TWO, "--normalise-advantages")
+_PINNED = ("--pin-cores", "on")
 _BOX = ("a2c", "--env", "Pendulum-v1", "--num-envs", 4, "--total-env-steps", 2000, "--num-iterations", 2)
 _BOX += ("--optimizer", "rmsprop", "--shared-encoder")
 _NATIVE = (*_SHORT, "--vector", "native")
@@ -29,7 +32,15 @@ _WORLDS = [
             "native-alone": _NATIVE,
         },
     ),
-    (2, {"reference": _SHORT}),
+    (
+        2,
+        {
+            "reference": _SHORT,
+            "pinned": (*_SHORT, *_PINNED),
+            # As the first, or ranks that still have masks of their own would be refused.
+            "pinned-again": (*_SHORT, *_PINNED),
+        },
+    ),
     (
         3,
         {
@@ -51,6 +62,11 @@ def _first_episodes(run_dir: Path) -> list[str]:
     return (run_dir / "episodes.csv").read_text().splitlines()[:101]
 
 
+def _machine(run_dir: Path) -> object:
+    """What a resume compares of the machine."""
+    return json.loads((run_dir / "config.json").read_text())["machine"]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """All runs that the tests compare; `reference` is on one learner and one actor."""
@@ -62,6 +78,16 @@ def test_the_same_layout_twice_is_the_same_bit_for_bit(tmp_path: Path, runs: Run
     assert weights(tmp_path / "again").tobytes() == weights(runs["reference"]).tobytes()
     assert untimed(tmp_path / "again/metrics.csv") == untimed(runs["reference"] / "metrics.csv")
     assert len(untimed(runs["reference"] / "metrics.csv")) == 3
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two ranks have no core each")
+def test_ranks_with_cores_of_their_own_are_the_same_run_bit_for_bit(runs: Runs) -> None:
+    for name in ("pinned", "pinned-again"):
+        assert weights(runs[name]).tobytes() == weights(runs["reference"]).tobytes()
+        assert untimed(runs[name] / "metrics.csv") == untimed(runs["reference"] / "metrics.csv")
+        assert "\ncores: " in runs.done(name).stdout
+        assert _machine(runs[name]) == _machine(runs["reference"])
+    assert "\ncores: " not in runs.done("reference").stdout
 
 
 def test_another_seed_is_another_run(runs: Runs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from hpcrl import A2CConfig, A3CConfig
+from hpcrl.errors import ConfigError
 
 
 def _config(run_dir: Path | None, **changes: object) -> A2CConfig:
@@ -123,3 +125,59 @@ def test_asynchronous_ranks_compare_their_weights_when_enough_updates_have_gone_
         with pytest.raises(RankError, match="after update 3 the weights of rank 1 differ from those of rank 0"):
             station._check_in_sync(3)
         station._check_in_sync(5)
+
+
+def _refuse(*_: object) -> None:
+    error = ConfigError("refused")
+    error.on_all_ranks = True
+    raise error
+
+
+@pytest.mark.mpi(ranks=(2,))
+def test_ranks_have_cores_of_their_own_until_the_end(shared_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpcrl import Trainer
+    from hpcrl.cluster.mpi import world
+
+    comm, whole = world(), os.sched_getaffinity(0)
+    if len(whole) < 2:
+        pytest.skip("two ranks have no core each")
+    step = {"JOB_ID": "7", "STEP_ID": "0", "PROCID": str(comm.rank), "STEP_NUM_TASKS": "2", "CPUS_ON_NODE": len(whole)}
+    for name, value in step.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    for mode in ("on", "auto"):
+        with Trainer(_config(shared_dir / mode, pin_cores=mode), comm) as trainer:
+            assert trainer.train() is not None
+            masks = [os.sched_getaffinity(int(thread.name)) for thread in Path("/proc/self/task").iterdir()]
+            assert len(masks) > 1 and all(mask == masks[0] for mask in masks)
+            one, other = comm.allgather(masks[0])
+            assert one and other and not one & other and one | other <= whole
+            assert any(note.startswith("cores: rank") for note in trainer.notes)
+        assert os.sched_getaffinity(0) == whole
+
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", str(len(whole) - 1))
+    with Trainer(_config(shared_dir / "shared"), comm) as trainer:
+        assert os.sched_getaffinity(0) == whole
+        assert any(note.startswith("cores: not pinned on ") for note in trainer.notes)
+    too_many = _config(shared_dir / "too-many", pin_cores="on", learner_cores=len(whole))
+    with pytest.raises(ConfigError, match=f"the ranks need {len(whole) + 1} cores and may use {len(whole)} CPUs$"):
+        Trainer(too_many, comm)
+    # An error after cores have been given, while the parts are made and then in the user's block.
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="refused"):
+        patch.setattr("hpcrl.trainer.Heartbeats", _refuse)
+        Trainer(_config(shared_dir / "refused", pin_cores="on"), comm)
+    assert os.sched_getaffinity(0) == whole
+    with (
+        pytest.raises(ConfigError, match="refused"),
+        Trainer(_config(shared_dir / "left", pin_cores="on"), comm) as trainer,
+    ):
+        assert os.sched_getaffinity(0) != whole
+        _refuse()
+    assert os.sched_getaffinity(0) == whole
+    trainer.close()
+    # The launcher has bound its ranks.
+    os.sched_setaffinity(0, {sorted(whole)[comm.rank]})
+    with Trainer(_config(shared_dir / "bound"), comm) as trainer:
+        assert os.sched_getaffinity(0) == {sorted(whole)[comm.rank]}
+    with pytest.raises(ConfigError, match="where the launcher has bound the ranks already"):
+        Trainer(_config(shared_dir / "bound-twice", pin_cores="on"), comm)
+    os.sched_setaffinity(0, whole)

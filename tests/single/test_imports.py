@@ -21,9 +21,9 @@ GROUND = frozenset(
 FLOORS = (
     GROUND,
     {"envs", "models"},
-    {"cluster", "storage"},
+    {"cluster", "slurm", "storage"},
     {"algorithms"},
-    {"roles"},
+    {"roles", "doctor"},
     {"trainer"},
     {"commands"},
     {"__main__"},

@@ -1,0 +1,1 @@
+"""Slurm: batch scripts, and what its commands say. Knows no MPI."""

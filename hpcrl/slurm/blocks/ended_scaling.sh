@@ -1,0 +1,4 @@
+if [ -z "$warned" ]; then
+    say "the benchmark ended with status $status; to measure what is missing: $again"
+    exit "$status"
+fi

@@ -1,0 +1,3 @@
+if [ "$status" -eq 0 ]; then
+    exit 0
+fi

@@ -1,0 +1,1 @@
+[ -x "$environment/bin/python3" ] && PATH=$(cd "$environment" && pwd)/bin:$PATH

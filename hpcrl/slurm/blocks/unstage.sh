@@ -1,0 +1,1 @@
+on_every_node rm -rf "$staged"

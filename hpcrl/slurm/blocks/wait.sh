@@ -1,0 +1,11 @@
+# Once warned, ask the ranks to finish the update, save and leave, until they have: some may not have listened yet.
+while kill -0 "$step" 2>/dev/null; do
+    if [ -z "$warned" ]; then
+        wait "$step"
+    else
+        sleep 1
+        kill -USR1 "$step" 2>/dev/null
+    fi
+done
+wait "$step"
+status=$?
