@@ -5,11 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: train test check soak bench clean help
+MPICH := .venv-mpich
+MPICH_INSTALLED := $(MPICH)/.installed
+
+.PHONY: train test test-slurm check soak bench clean help
 
 help:
 	@echo "make train   install what is missing and train the first agent: CartPole-v0 on 5 MPI ranks"
 	@echo "make test    install what is missing and run all tests"
+	@echo "make test-slurm   start a Slurm cluster here and run the tests on it (root; tests/slurm/install on Debian)"
 	@echo "make check   formatting, lint and types only"
 	@echo "make soak    long runs: many kills, much memory (tens of minutes)"
 	@echo "make bench   throughput on this machine (half an hour)"
@@ -32,6 +36,13 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+$(MPICH_INSTALLED): $(INSTALLED) tests/slurm/mpich_environment
+	tests/slurm/mpich_environment $(abspath $(BIN)/python) $(MPICH)
+	@touch $(MPICH_INSTALLED)
+
+test-slurm: $(MPICH_INSTALLED)
+	$(BIN)/python -m pytest tests/slurm
+
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest tests/soak -s
 	$(BIN)/python -m benchmarks.memory
@@ -40,4 +51,4 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.throughput
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MPICH) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ import tyro
 
 from hpcrl.config import TrainConfig, from_facts
 from hpcrl.errors import CheckpointError, ConfigError
-from hpcrl.slurm.queue import JobState, job_states
+from hpcrl.slurm.queue import JobState, SlurmError, job_states
 from hpcrl.storage.checkpoints import CheckpointStore
 from hpcrl.storage.run_directory import RunDirectory
 
@@ -29,21 +29,29 @@ class StatusOptions:
 
 
 def status(arguments: Sequence[str]) -> int:
-    """Print how a run stands; the exit status, 1 where the run died."""
+    """Print how a run stands; the exit status, 1 where the run died or its jobs ended before it began."""
     options = tyro.cli(StatusOptions, prog="hpcrl status", args=list(arguments))
     directory = RunDirectory(options.run_dir)
     jobs = directory.read_jobs()
     if not directory.config_file.exists() and not jobs:
         raise ConfigError(f"{options.run_dir} is no run directory: it holds neither config.json nor jobs")
-    states = job_states(jobs)
-    standing = _standing(directory, states)
+    states, silence = _ask_slurm(jobs)
+    standing = _standing(directory, states, silence is None)
     print(f"{options.run_dir}: {standing}")
-    for line in [*_queue(jobs, states), *_run(directory, standing)]:
+    for line in [*_queue(jobs, states, silence), *_run(directory, standing)]:
         print(f"  {line}")
-    return int(standing.startswith("died"))
+    return int(standing.startswith(("died", "ended")))
 
 
-def _standing(directory: RunDirectory, states: Sequence[JobState]) -> str:
+def _ask_slurm(jobs: Sequence[str]) -> tuple[list[JobState], str | None]:
+    """How jobs stand, and why Slurm does not tell."""
+    try:
+        return job_states(jobs), None
+    except SlurmError as error:
+        return [], str(error)
+
+
+def _standing(directory: RunDirectory, states: Sequence[JobState], slurm_tells: bool) -> str:
     outcome = directory.read_outcome()
     if outcome == "finished":
         return "finished"
@@ -53,17 +61,21 @@ def _standing(directory: RunDirectory, states: Sequence[JobState]) -> str:
     if in_queue:
         return "waits in the queue" if outcome is None else "saved, waits in the queue to go on"
     if outcome == "running" and not directory.is_in_use():
+        if not slurm_tells:
+            return "running when it last wrote; Slurm does not tell whether its job still runs"
         return "died; --resume goes on from the last checkpoint"
+    if outcome is None and states:
+        return "ended before it began; its log tells why"
     return {"running": "running", "stopped": "stopped by a signal; --resume goes on"}.get(outcome or "", "not begun")
 
 
-def _queue(jobs: Sequence[str], states: Sequence[JobState]) -> Iterator[str]:
+def _queue(jobs: Sequence[str], states: Sequence[JobState], silence: str | None) -> Iterator[str]:
     ended = [state for state in states if state.state not in _SOON_OR_NOW]
     for state in states:
         if state not in ended or state in ended[-_MOST_ENDED_JOBS:]:
             yield state.describe()
     if jobs and not states:
-        yield f"job {jobs[-1]}: no longer known to Slurm here"
+        yield f"job {jobs[-1]}: {silence or 'no longer known to Slurm here'}"
 
 
 def _run(directory: RunDirectory, standing: str) -> Iterator[str]:
@@ -72,16 +84,17 @@ def _run(directory: RunDirectory, standing: str) -> Iterator[str]:
     facts = directory.read_config()
     config = from_facts(facts)
     yield f"{config.algorithm} on {config.env}, seed {config.seed}"
-    row = _last_row(directory.metrics_file)
-    yield from _progress(config, row, standing)
+    try:
+        yield _progress(config, _last_row(directory.metrics_file), standing)
+    except (ValueError, KeyError, csv.Error) as error:
+        yield f"progress: {directory.metrics_file.name} can't be read: {error!r}"
     yield from _checkpoint(directory)
     yield _restarts(facts)
 
 
-def _progress(config: TrainConfig, row: Mapping[str, str], standing: str) -> Iterator[str]:
+def _progress(config: TrainConfig, row: Mapping[str, str], standing: str) -> str:
     if not row:
-        yield f"progress: 0 of {config.total_env_steps:,} env steps, no report yet"
-        return
+        return f"progress: 0 of {config.total_env_steps:,} env steps, no report yet"
     steps, rate = int(float(row["env_steps"])), float(row.get("time/env_steps_per_s") or "nan")
     line = f"progress: {steps:,} of {config.total_env_steps:,} env steps ({steps / config.total_env_steps:.0%})"
     line += f", iteration {float(row['iteration']):.0f} of {config.num_iterations}"
@@ -91,7 +104,7 @@ def _progress(config: TrainConfig, row: Mapping[str, str], standing: str) -> Ite
         line += f", {rate:,.0f} env steps/s"
         if standing == "running":
             line += f", {_duration(max(0.0, config.total_env_steps - steps) / rate)} to go"
-    yield line
+    return line
 
 
 def _checkpoint(directory: RunDirectory) -> Iterator[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +50,7 @@ class SubmitOptions:
     sbatch: Annotated[tuple[str, ...], _option("Further options of sbatch: --sbatch=--account=physics ...")] = ()
     environment: Annotated[Path | None, _option("Python environment (default: the one that runs this).")] = None
     stage_env: Annotated[Path | None, _option("Archive of an environment, unpacked on every node's own disk.")] = None
+    stage_dir: Annotated[str, _option("Folder on that disk; variables are the job's.")] = "${TMPDIR:-/tmp}"
     mpi: Annotated[str | None, _option("For srun --mpi (default: what the MPI library needs).")] = None
     dry_run: Annotated[bool, _option("Print the script; touch and submit nothing.")] = False
 
@@ -61,7 +65,7 @@ def submit(arguments: Sequence[str]) -> int:
     algorithm, *rest = arguments
     options, train_arguments = _split(rest)
     config = parse(algorithm, train_arguments)
-    if config.ranks is not None:
+    if take_value(train_arguments, "--ranks")[0] is not None:
         raise ConfigError("--ranks is decided by --nodes and --ntasks-per-node under hpcrl submit")
     run_dir = (config.run_dir or default_run_dir(config)).absolute()
     if options.chain < 1:
@@ -69,15 +73,19 @@ def submit(arguments: Sequence[str]) -> int:
     components = _components(options, config)
     _require_layout(config, components)
     job = Job(
-        name=options.job_name or run_dir.name,
+        name=re.sub(r"[^\w.,+@%=-]", "_", run_dir.name) if options.job_name is None else options.job_name,
         components=components,
         time=options.time,
         warning_s=options.warning,
-        output=f"{run_dir}/slurm-%j.log",
+        output=f"{str(run_dir).replace('%', '%%')}/slurm-%j.log",
         options=options.sbatch,
         max_restarts=options.max_restarts,
     )
-    script = training_script(job, _training(options, algorithm, train_arguments, run_dir), [_title(arguments)])
+    if config.ranks is not None:  # of the run to resume
+        size = sum(component.nodes * component.tasks_per_node for component in components)
+        train_arguments = [*train_arguments, "--ranks", str(size)]
+    training = _training(options, algorithm, train_arguments, run_dir, _deals_roles(config))
+    script = training_script(job, training, [_title(arguments)])
     if options.dry_run:
         print(script, end="")
         return 0
@@ -91,7 +99,7 @@ def _split(arguments: Sequence[str]) -> tuple[SubmitOptions, list[str]]:
 
 
 def _title(arguments: Sequence[str]) -> str:
-    return f"Made by: hpcrl submit {' '.join(arguments)}"
+    return f"Made by: hpcrl submit {' '.join(shlex.join(arguments).splitlines())}"
 
 
 def _components(options: SubmitOptions, config: TrainConfig) -> list[Component]:
@@ -131,6 +139,11 @@ def _tasks(
     return max(1, (cores - beside) // cores_per_task), True
 
 
+def _deals_roles(config: TrainConfig) -> bool:
+    """Whether the learners follow from the job's GPUs or components."""
+    return config.learners == "auto" and config.placement == "split"
+
+
 def _require_layout(config: TrainConfig, components: Sequence[Component]) -> None:
     """ConfigError where the ranks can't be dealt out."""
     nodes = [
@@ -140,15 +153,17 @@ def _require_layout(config: TrainConfig, components: Sequence[Component]) -> Non
         for _ in range(component.tasks_per_node)
     ]
     learners, which = config.learners, config.learner_ranks
-    if learners == "auto" and len(components) > 1:
+    if _deals_roles(config) and len(components) > 1:
         learners, which = components[0].nodes * components[0].tasks_per_node, "first"
-    elif learners == "auto" and components[0].gpus_per_node:
+    elif _deals_roles(config) and components[0].gpus_per_node:
         learners = components[0].nodes * components[0].gpus_per_node
     plan = plan_workers if isinstance(config, A3CConfig) else plan_layout
     plan(nodes, learners, config.placement, config.num_envs, which)
 
 
-def _training(options: SubmitOptions, algorithm: str, arguments: Sequence[str], run_dir: Path) -> Training:
+def _training(
+    options: SubmitOptions, algorithm: str, arguments: Sequence[str], run_dir: Path, deals_roles: bool
+) -> Training:
     _, kept = take_value(arguments, "--run-dir")
     environment = options.environment or Path(sys.prefix)
     for folder in (options.environment, options.stage_env):
@@ -159,6 +174,8 @@ def _training(options: SubmitOptions, algorithm: str, arguments: Sequence[str], 
         run_dir=run_dir,
         environment=environment.absolute(),
         packed_environment=options.stage_env.absolute() if options.stage_env else None,
+        stage_dir=options.stage_dir,
+        deals_roles=deals_roles,
         mpi=options.mpi,
         on_warning="chain" if options.chain > 1 else "requeue",
     )
@@ -170,12 +187,15 @@ def _submit(script: str, run_dir: Path, resume: bool, chain: int) -> int:
     directory = RunDirectory(run_dir)
     if directory.config_file.exists() and not resume:
         raise ConfigError(f"Run directory {run_dir} holds a run: give --resume, or another --run-dir.")
+    with tempfile.TemporaryDirectory(prefix="hpcrl-") as folder:
+        trial = Path(folder) / directory.batch_script.name
+        trial.write_text(script)
+        queue.check(trial)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         directory.batch_script.write_text(script)
     except OSError as error:
         raise ConfigError(f"Run directory {run_dir} can't be written: {error}.") from error
-    queue.check(directory.batch_script)
     jobs: list[str] = []
     for _ in range(chain):
         jobs.append(queue.submit(directory.batch_script, after=jobs[-1] if jobs else None))

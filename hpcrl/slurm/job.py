@@ -69,11 +69,15 @@ class Job:
             raise ConfigError(f"--time must be minutes, hours:minutes:seconds or days-hours, got {self.time!r}")
         if self.warning_s < 1:
             raise ConfigError(f"--warning must be at least 1 second, got {self.warning_s}")
+        if 0 < (limit := _seconds(self.time)) <= self.warning_s:
+            raise ConfigError(f"--warning must be less than --time {self.time} ({limit} s), got {self.warning_s}")
         if self.max_restarts < 0:
             raise ConfigError(f"--max-restarts must be 0 or more, got {self.max_restarts}")
         for option in self.options:
             if not option.startswith("-") or "\n" in option:
                 raise ConfigError(f"--sbatch takes options of sbatch such as --account=physics, got {option!r}")
+        if "\n" in self.output:
+            raise ConfigError(f"the log must be one line, got {self.output!r}")
         _require_word("--job-name", self.name)
 
 
@@ -86,6 +90,8 @@ class Training:
         run_dir: where the run lies; None names it after the job.
         environment: folder of a Python environment; None looks in .venv and on the path.
         packed_environment: an archive to unpack on every node, in place of `environment`.
+        stage_dir: where on the node, with variables as the shell of the job has them.
+        deals_roles: the learners follow from the job's GPUs or components; what the arguments say of them wins.
         mpi: for `srun --mpi=`; None finds the one that belongs to the MPI library.
         on_warning: requeue the job, or leave the rest to the next job of a chain.
     """
@@ -94,8 +100,24 @@ class Training:
     run_dir: Path | None = None
     environment: Path | None = None
     packed_environment: Path | None = None
+    stage_dir: str = "${TMPDIR:-/tmp}"
+    deals_roles: bool = True
     mpi: str | None = None
     on_warning: Literal["requeue", "chain"] = "requeue"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[/$][\w.,+@%=/${}:-]*", self.stage_dir):
+            raise ConfigError(f"--stage-dir must be an absolute folder without spaces, got {self.stage_dir!r}")
+
+
+def _seconds(time: str) -> int:
+    """A time in one of Slurm's forms; 0 is no limit."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if not dash and len(parts) < 3:
+        parts = [0, *parts]
+    hours, minutes, seconds = (*parts, 0, 0)[:3]
+    return int(days or 0) * 86_400 + hours * 3600 + minutes * 60 + seconds
 
 
 def _require_word(flag: str, value: str | None) -> None:

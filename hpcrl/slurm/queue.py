@@ -13,6 +13,7 @@ from hpcrl.errors import ConfigError, HpcrlError
 
 _PATIENCE_S = 60.0
 _SEPARATOR = "|"
+_MOST_ENDED = 3
 
 
 class SlurmError(HpcrlError):
@@ -58,7 +59,7 @@ def check(script: Path) -> str:
     """
     done = _run(["sbatch", "--test-only", str(script)])
     if done.returncode:
-        raise ConfigError(f"sbatch refuses {script}: {_last_line(done.stderr)}")
+        raise ConfigError(f"sbatch refuses the job: {_last_line(done.stderr)}")
     return _last_line(done.stderr)
 
 
@@ -77,16 +78,25 @@ def submit(script: Path, after: str | None = None) -> str:
 
 
 def job_states(jobs: Sequence[str]) -> list[JobState]:
-    """How jobs stand, those that Slurm still knows; the queue first, then what has ended."""
-    if not jobs or shutil.which("squeue") is None:
+    """How jobs stand, those that Slurm still knows; the queue first, then the newest that have ended.
+
+    Raises:
+        SlurmError: Slurm gives no answer.
+    """
+    if not jobs:
         return []
     form = _SEPARATOR.join(["%i", "%T", "%D", "%M", "%L", "%R"])
-    # Of ids that are all unknown squeue complains.
     done = _run(["squeue", "--noheader", f"--jobs={','.join(jobs)}", f"--format={form}"])
-    waiting = [JobState(*line.split(_SEPARATOR, 5)) for line in done.stdout.splitlines() if line.count(_SEPARATOR) >= 5]
-    known = {state.job.partition("+")[0].partition("_")[0] for state in waiting}
-    ended = [state for job in jobs if job not in known and (state := _ended(job)) is not None]
-    return [*waiting, *ended]
+    # Of ids that are all unknown squeue complains.
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise SlurmError(f"squeue gives no answer: {_last_line(done.stderr)}")
+    # Reasons stand in parentheses, nodes do not.
+    lines = [line.split(_SEPARATOR, 5) for line in done.stdout.splitlines() if line.count(_SEPARATOR) >= 5]
+    waiting = [JobState(*fields[:5], fields[5].strip("()")) for fields in lines]
+    known = {state.job.partition("+")[0] for state in waiting}
+    known |= {job.partition("_")[0] for job in known}
+    others = [job for job in jobs if job not in known][-_MOST_ENDED:]
+    return [*waiting, *(state for job in others if (state := _ended(job)) is not None)]
 
 
 def cores_per_node(partition: str | None) -> int | None:
@@ -116,6 +126,8 @@ def _ended(job: str) -> JobState | None:
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+    except FileNotFoundError as error:
+        raise SlurmError(f"no {command[0]} is here") from error
     except subprocess.TimeoutExpired as error:
         raise SlurmError(f"{command[0]} gave no answer within {_PATIENCE_S:.0f} s") from error
 

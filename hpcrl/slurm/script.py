@@ -48,20 +48,22 @@ def scaling_script(job: Job, layouts: Sequence[tuple[int, int]], title: Sequence
         f"max_restarts={job.max_restarts}",
     ]
     parts = [_header(job, title, f"#SBATCH --array=0-{len(layouts) - 1}"), _block("warnings"), _lines(lines)]
-    names = ("start", "python", "mpi", "scaling", "wait", "finished_scaling", "preempted", "ended_scaling", "requeue")
+    names = ("start", "every_node", "python", "mpi", "scaling", "wait")
+    names += ("finished_scaling", "preempted", "lost_node", "ended_scaling", "requeue")
     return "\n".join([*parts, *(_block(name) for name in names)])
 
 
 def _names(job: Job, training: Training) -> Iterator[str]:
+    het = "het_" if len(job.components) > 1 else ""
     yield from ("start", "jobs")
     if training.on_warning == "chain":
         yield "chained"
-    yield "stage" if training.packed_environment else "python"
-    yield from ("mpi", "ranks", "step" if len(job.components) == 1 else "het_step", "wait")
+    yield from (f"{het}every_node", "stage" if training.packed_environment else "python")
+    yield from ("mpi", "ranks", f"{het}step", "wait")
     if training.packed_environment:
         yield "unstage"
     yield from ("finished", "preempted")
-    yield from ("ended", "requeue") if training.on_warning == "requeue" else ("ended_chained",)
+    yield from ("lost_node", "ended", "requeue") if training.on_warning == "requeue" else ("ended_chained",)
 
 
 def _block(name: str) -> str:
@@ -70,7 +72,7 @@ def _block(name: str) -> str:
 
 def _header(job: Job, title: Sequence[str], *more: str) -> str:
     lines = ["#!/bin/bash", *(f"# {line}".rstrip() for line in title), f"#SBATCH --job-name={job.name}"]
-    lines += [f"#SBATCH --output={job.output}", "#SBATCH --open-mode=append", "#SBATCH --requeue"]
+    lines += [f"#SBATCH --output={shlex.quote(job.output)}", "#SBATCH --open-mode=append", "#SBATCH --requeue"]
     lines += [f"#SBATCH --signal=B:USR1@{job.warning_s}", *more]
     lines += [f"#SBATCH {option}" for option in job.options]
     for number, component in enumerate(job.components):
@@ -96,8 +98,7 @@ def _settings(job: Job, training: Training) -> str:
     lines = ["# What to train: the arguments of `hpcrl train`.", f"train=({_words(training.arguments)})"]
     if training.run_dir is None:
         lines += [_ARGUMENTS_AFTER.format(name="train")]
-    if roles := _roles(job, training):
-        lines += [f"roles=({roles})"]
+    lines += [f"roles=({_roles(job, training)})"]
     if training.run_dir is None:
         lines += ["# Where the run lies: the same after a requeue."]
         lines += ["run_dir=${HPCRL_RUN_DIR:-runs/$SLURM_JOB_NAME-$SLURM_JOB_ID}"]
@@ -105,8 +106,7 @@ def _settings(job: Job, training: Training) -> str:
         lines += [f"run_dir={shlex.quote(str(training.run_dir))}"]
     if training.packed_environment is not None:
         lines += [f"packed_environment={shlex.quote(str(training.packed_environment))}"]
-        every = "--nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1"
-        lines += [f"every_node=({every if len(job.components) == 1 else '--het-group=0,1 --ntasks-per-node=1'})"]
+        lines += [f"stage_dir={training.stage_dir}"]
     elif training.environment is not None:
         lines += [f"environment={shlex.quote(str(training.environment))}"]
     else:
@@ -120,7 +120,7 @@ def _settings(job: Job, training: Training) -> str:
 
 def _roles(job: Job, training: Training) -> str:
     """The learners: one for every GPU of a job that has some, the first component of a heterogeneous job."""
-    if "--learners" in training.arguments:
+    if not training.deals_roles:
         return ""
     if len(job.components) > 1:
         return '--learners "$SLURM_NTASKS_HET_GROUP_0" --learner-ranks first'

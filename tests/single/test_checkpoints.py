@@ -506,3 +506,29 @@ def _no_unexpected_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         yield
+
+
+def test_the_newest_file_is_the_one_saved_last(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    assert store.newest_file() is None
+    # The best one stays, and is not the newest.
+    paths = [save(store, number, score) for number, score in ((3, 9.0), (2, 1.0), (4, 2.0), (1, 3.0))]
+    assert store.newest_file() == paths[-1]
+
+
+def test_the_newest_file_is_named_without_a_look_into_it(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    path = save(store, 1)
+    path.write_bytes(b"damaged")
+    assert store.newest_file() == path
+    path.unlink()
+    assert store.newest_file() == path
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"checkpoints": 1}'])
+def test_a_damaged_manifest_names_no_newest_file(tmp_path: Path, text: str) -> None:
+    store = CheckpointStore(tmp_path)
+    save(store, 1)
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError, match="manifest"):
+        store.newest_file()

@@ -1,4 +1,4 @@
-"""Starting ranks: each launcher has a folder of its own, which is gone when it ends."""
+"""Starting ranks: each launcher has a folder of its own, which is gone when it ends; and what launchers promise."""
 
 from __future__ import annotations
 
@@ -45,3 +45,53 @@ def test_every_launcher_has_a_folder_of_its_own(folders: list[str | None]) -> No
 def test_a_folder_that_the_user_names_is_kept(folders: list[str | None], tmp_path: Path) -> None:
     assert launch.start_ranks(2, ["train"], {**os.environ, launch.SESSION_FOLDER: str(tmp_path)}) == 7
     assert folders == [str(tmp_path)] and tmp_path.is_dir()
+
+
+_STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}
+_ONE = {**_STEP, "SLURM_STEP_NUM_TASKS": "1"}
+_HET = {"SLURM_HET_SIZE": "2", "SLURM_NTASKS_HET_GROUP_0": "2", "SLURM_NTASKS_HET_GROUP_1": "5"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "promise"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "3"}, (3, "OMPI_COMM_WORLD_SIZE")),
+        ({"PMI_SIZE": "3"}, (3, "PMI_SIZE")),
+        ({"PMI_SIZE": "1"}, (1, "PMI_SIZE")),
+        (_STEP, (4, "SLURM_STEP_NUM_TASKS")),
+        # A launcher inside a step of srun: the step is that of the launcher's own daemons.
+        ({**_STEP, "OMPI_COMM_WORLD_SIZE": "8"}, (8, "OMPI_COMM_WORLD_SIZE")),
+        ({**_STEP, "PMI_SIZE": "8"}, (8, "PMI_SIZE")),
+        ({**_ONE, "PMI_SIZE": "8"}, (8, "PMI_SIZE")),
+        # Every component of a heterogeneous step counts its own tasks.
+        ({**_STEP, **_HET}, (7, "SLURM_NTASKS_HET_GROUP_*")),
+        ({**_ONE, **_HET}, (7, "SLURM_NTASKS_HET_GROUP_*")),
+        ({**_STEP, **_HET, "SLURM_NTASKS_HET_GROUP_1": "5(x2)"}, (4, "SLURM_STEP_NUM_TASKS")),
+        ({**_STEP, "SLURM_HET_SIZE": "2"}, (4, "SLURM_STEP_NUM_TASKS")),
+    ],
+)
+def test_ranks_know_how_many_there_should_be(environment: dict[str, str], promise: tuple[int, str]) -> None:
+    assert launch.promised_size(None, environment) == promise
+    assert launch.promised_size(2, environment) == (2, "--ranks")
+    assert launch.inside_mpi(environment)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"OMPI_COMM_WORLD_SIZE": "many"},
+        # The batch script itself, and what it starts without srun.
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_NNODES": "2"},
+        # A shell by salloc, or by `srun --pty bash`.
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"},
+        {**_ONE, "SLURM_PTY_PORT": "4711"},
+        _ONE,
+        {name: value for name, value in _STEP.items() if name != "SLURM_PROCID"},
+        {name: value for name, value in _STEP.items() if name != "SLURM_STEP_NUM_TASKS"},
+    ],
+)
+def test_a_process_of_its_own_is_promised_nothing(environment: dict[str, str]) -> None:
+    assert launch.promised_size(None, environment) is None
+    assert launch.promised_size(2, environment) == (2, "--ranks")
+    assert not launch.inside_mpi(environment)

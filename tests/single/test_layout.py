@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcrl.cluster.layout import Layout, plan_layout
+from hpcrl.cluster.layout import Layout, plan_layout, plan_workers
 from hpcrl.errors import ConfigError
 
 
@@ -133,3 +136,60 @@ def test_auto_feeds_a_learner_of_the_own_node_where_there_is_one(nodes: str) -> 
     ]
     # Rank 0 always learns: on a node of its own it takes one actor from elsewhere.
     assert len(moved) <= (nodes.count(nodes[0]) == 1)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "spread", "first"),
+    [
+        ("aabb", 2, (0, 2), (0, 1)),
+        ("aaaabbbb", 2, (0, 4), (0, 1)),
+        ("ababab", 3, (0, 1, 2), (0, 1, 2)),
+        ("abbbb", 2, (0, 1), (0, 1)),
+        ("abbbcc", 3, (0, 1, 4), (0, 1, 2)),
+        ("aaaa", 1, (0,), (0,)),
+    ],
+)
+@pytest.mark.parametrize("plan", [plan_layout, plan_workers])
+def test_learners_are_spread_or_the_first_ranks(
+    plan: Callable[..., Layout], nodes: str, wanted: int, spread: tuple[int, ...], first: tuple[int, ...]
+) -> None:
+    assert plan(nodes, wanted, "split", 16, "first").learners == first
+    assert plan(nodes, wanted, "split", 16, "spread").learners == spread
+    assert plan(nodes, wanted, "split", 16) == plan(nodes, wanted, "split", 16, "spread")
+
+
+def test_learners_of_a_heterogeneous_job_are_its_first_component() -> None:
+    """Two nodes with two GPUs each, then two nodes that act."""
+    layout = plan_layout(["gpu1", "gpu1", "gpu2", "gpu2", *["cpu1"] * 4, *["cpu2"] * 4], 4, "split", 16, "first")
+    assert layout.learners == (0, 1, 2, 3)
+    assert layout.actors == tuple(range(4, 12))
+    assert [len(layout.actors_of(learner)) for learner in layout.learners] == [2] * 4
+    assert layout.node_of == (0, 0, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)
+
+
+@pytest.mark.parametrize("learner_ranks", ["spread", "first"])
+def test_workers_and_owners_of_an_asynchronous_run(learner_ranks: Literal["spread", "first"]) -> None:
+    split_workers = plan_workers("aabb", 2, "split", 16, learner_ranks)
+    assert sorted(split_workers.learners + split_workers.actors) == [0, 1, 2, 3]
+    colocated = plan_workers("aabb", 2, "colocated", 16, learner_ranks)
+    assert colocated.learners == split_workers.learners and colocated.actors == (0, 1, 2, 3)
+    assert colocated.is_asynchronous and not colocated.is_colocated
+
+
+def test_one_owner_is_the_default_of_workers_and_a_worker_must_be_left() -> None:
+    assert plan_workers("aabb", "auto", "split", 16, "first").learners == (0,)
+    assert plan_workers("a", "auto", "split", 16).actors == (0,)
+    with pytest.raises(ConfigError, match="at least 5 ranks"):
+        plan_workers("aabb", 4, "split", 16, "first")
+    with pytest.raises(ConfigError, match="at least 5 ranks, got 4"):
+        plan_workers("aabb", 5, "colocated", 16)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("abcd", min_size=2, max_size=12), st.integers(1, 40), st.data())
+def test_first_learners_leave_nobody_without(nodes: str, num_envs: int, data: st.DataObject) -> None:
+    wanted = data.draw(st.integers(1, len(nodes) // 2))
+    layout = plan_layout(nodes, wanted, "split", num_envs, "first")
+    assert layout.learners == tuple(range(wanted)) and layout.actors == tuple(range(wanted, len(nodes)))
+    groups = [layout.actors_of(learner) for learner in layout.learners]
+    assert all(groups) and sorted(sum(groups, ())) == list(layout.actors)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hpcrl.errors import ConfigError
-from hpcrl.storage.run_directory import RunDirectory
+from hpcrl.storage.run_directory import Outcome, RunDirectory
 
 SECOND = """
 import sys
@@ -171,3 +171,78 @@ def test_config_that_is_no_json_is_refused(tmp_path: Path, value: object) -> Non
         run.write_config({"seed": value})
     assert run.read_config() == {"seed": 1}
     assert {path.name for path in tmp_path.iterdir()} == {"config.json"}
+
+
+@pytest.mark.parametrize("outcome", ["running", "stopped", "finished"])
+def test_the_outcome_is_one_word(run: RunDirectory, outcome: Outcome) -> None:
+    run.open(resume=False)
+    assert run.read_outcome() is None
+    run.write_outcome(outcome)
+    assert run.read_outcome() == outcome
+    # As batch scripts compare it.
+    assert subprocess.check_output(["sh", "-c", 'printf %s "$(cat "$1")"', "sh", run.outcome_file]) == outcome.encode()
+    assert {path.name for path in run.path.iterdir()} == {"checkpoints", "outcome", "run.lock"}
+
+
+@pytest.mark.parametrize("text", ["", "finish", "finished soon", "\udcff"])
+def test_an_outcome_that_is_none_of_them_is_none(tmp_path: Path, text: str) -> None:
+    run = RunDirectory(tmp_path)
+    run.outcome_file.write_bytes(text.encode(errors="surrogateescape"))
+    assert run.read_outcome() is None
+
+
+def test_a_disk_that_refuses_the_outcome_does_not_end_the_run(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.open(resume=False)
+    run.write_outcome("running")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hpcrl.storage.run_directory.write_durably", refuse)
+    run.write_outcome("stopped")
+    assert run.read_outcome() == "running"
+
+
+def test_jobs_are_told_once_each_oldest_first(run: RunDirectory) -> None:
+    assert run.read_jobs() == []
+    run.open(resume=False)
+    for job in ("7", "12", "7", "9_3"):
+        run.add_job(job)
+    assert run.jobs_file.read_text() == "7\n12\n7\n9_3\n"
+    assert run.read_jobs() == ["7", "12", "9_3"]
+
+
+@pytest.mark.parametrize(("text", "jobs"), [("\n7\n--all\n8;x\n9", ["7", "9"]), ("\udcff\n7\n", []), ("", [])])
+def test_lines_that_are_no_jobs_are_left_out(tmp_path: Path, text: str, jobs: list[str]) -> None:
+    run = RunDirectory(tmp_path)
+    run.jobs_file.write_bytes(text.encode(errors="surrogateescape"))
+    assert run.read_jobs() == jobs
+
+
+IN_USE = """
+import sys
+from pathlib import Path
+from hpcrl.storage.run_directory import RunDirectory
+print(RunDirectory(Path(sys.argv[1])).is_in_use())
+"""
+
+
+def is_in_use_elsewhere(path: Path) -> bool:
+    """What another process says."""
+    command = [sys.executable, "-c", IN_USE, str(path)]
+    root = str(Path(__file__).parents[2])
+    return subprocess.check_output(command, env=os.environ | {"PYTHONPATH": root}, text=True) == "True\n"
+
+
+def test_a_directory_is_in_use_from_open_to_close(run: RunDirectory) -> None:
+    assert not run.is_in_use() and not run.path.exists()
+    run.open(resume=False)
+    assert run.is_in_use() and RunDirectory(run.path).is_in_use()
+    assert is_in_use_elsewhere(run.path)
+    # To ask has not dropped the lock.
+    assert "in use by pid" in open_elsewhere(run.path)
+    run.close()
+    assert not run.is_in_use() and not is_in_use_elsewhere(run.path)
+    run.open(resume=True)

@@ -1,9 +1,9 @@
 """A real Slurm cluster of four nodes on this machine: two of the partition cpu, two of gpu with two fake GPUs each.
 
-    python -m tests.slurm.cluster up FOLDER      prints what to export; needs root, and the packages of tests/slurm/install
+    python -m tests.slurm.cluster up FOLDER      prints what to export; needs root and what tests/slurm/install installs
     python -m tests.slurm.cluster down FOLDER
 
-Every node is a slurmd in namespaces of its own: its host name, its /dev/shm. All share this machine's cores and network.
+Every node is a slurmd in namespaces of its own, with its host name and its /dev/shm. Cores and network are shared.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _NODE = (
     "CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=4096 Feature={kind} State=UNKNOWN{gres}\n"
 )
 _PARTITIONS = """\
-PartitionName=cpu Nodes=cpu[1-2] Default=YES DefaultTime=10 MaxTime=60 State=UP PreemptMode=REQUEUE GraceTime=20
+PartitionName=cpu Nodes=cpu[1-2] Default=YES DefaultTime=10 MaxTime=60 State=UP PreemptMode=REQUEUE GraceTime=8
 PartitionName=gpu Nodes=gpu[1-2] DefaultTime=10 MaxTime=60 State=UP PreemptMode=OFF
 PartitionName=urgent Nodes=cpu[1-2] DefaultTime=10 MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 PartitionName=strict Nodes=cpu[1-2] DefaultTime=10 MaxTime=60 State=UP PreemptMode=OFF
@@ -136,7 +136,10 @@ class MiniCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start_node(self, node: str) -> None:
-        """Start the slurmd of a node, in namespaces of its own."""
+        """Start the slurmd of a node, in namespaces of its own; after `stop` as a machine that was switched on again."""
+        spool = self.folder / "spool" / node
+        shutil.rmtree(spool, ignore_errors=True)
+        spool.mkdir()
         hosts = self.folder / "etc/hosts"
         script = (
             'hostname "$0" && mount -t tmpfs none /dev/shm && mount --bind "$1" /etc/hosts && '

@@ -40,6 +40,10 @@ class Jobs:
         self._submitted.append(out.strip())
         return self._submitted[-1]
 
+    def adopt(self, job: str) -> None:
+        """Watch a job that something else submitted."""
+        self._submitted.append(job)
+
     def show(self, job: str, name: str) -> str:
         """A field of `scontrol show job`; empty where it is not there."""
         found = re.search(rf"\b{name}=(\S*)", self.cluster.call("scontrol", "show", "job", job, check=False))

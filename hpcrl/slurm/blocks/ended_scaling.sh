@@ -1,4 +1,4 @@
-if [ -z "$warned" ]; then
+if [ -z "$warned$lost" ]; then
     say "the benchmark ended with status $status; to measure what is missing: $again"
     exit "$status"
 fi

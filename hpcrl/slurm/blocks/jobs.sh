@@ -1,1 +1,1 @@
-echo "$SLURM_JOB_ID" >>"$run_dir/jobs" # for hpcrl status
+echo "$this" >>"$run_dir/jobs" # for hpcrl status

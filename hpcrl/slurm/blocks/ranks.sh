@@ -1,3 +1,4 @@
+# What the user says of roles comes last, and wins.
 # A rank ignores warnings until it listens: one in its first second must not end it.
 rank=(sh -c 'trap "" USR1 USR2; exec "$@"' rank
-    python3 -m hpcrl train "${train[@]}" "${roles[@]}" --run-dir "$run_dir" --resume)
+    python3 -m hpcrl train "${train[0]}" "${roles[@]}" "${train[@]:1}" --run-dir "$run_dir" --resume)

@@ -1,1 +1,4 @@
-on_every_node rm -rf "$staged"
+unset SLURM_TASK_EPILOG
+on_every_node rm -rf "$staged" 2>/dev/null
+rm -f "$run_dir/unstage"
+trap - EXIT
