@@ -99,8 +99,8 @@ def main() -> int:
     except HpcrlError as error:
         print(f"hpcrl: {error}", file=sys.stderr)
         return error.exit_status
-    except FileNotFoundError:
-        print("hpcrl: no srun is here", file=sys.stderr)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"hpcrl: no srun tells which --mpi it offers: {error}", file=sys.stderr)
         return 2
     return os.EX_OK
 

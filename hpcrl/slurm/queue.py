@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpcrl.errors import ConfigError, HpcrlError
@@ -92,7 +92,8 @@ def job_states(jobs: Sequence[str]) -> list[JobState]:
         raise SlurmError(f"squeue gives no answer: {_last_line(done.stderr)}")
     # Reasons stand in parentheses, nodes do not.
     lines = [line.split(_SEPARATOR, 5) for line in done.stdout.splitlines() if line.count(_SEPARATOR) >= 5]
-    waiting = [JobState(*fields[:5], fields[5].strip("()")) for fields in lines]
+    waiting = [JobState(*fields) for fields in lines]
+    waiting = [replace(state, reason=state.reason.strip("()")) for state in waiting]
     known = {state.job.partition("+")[0] for state in waiting}
     known |= {job.partition("_")[0] for job in known}
     others = [job for job in jobs if job not in known][-_MOST_ENDED:]

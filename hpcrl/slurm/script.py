@@ -48,8 +48,8 @@ def scaling_script(job: Job, layouts: Sequence[tuple[int, int]], title: Sequence
         f"max_restarts={job.max_restarts}",
     ]
     parts = [_header(job, title, f"#SBATCH --array=0-{len(layouts) - 1}"), _block("warnings"), _lines(lines)]
-    names = ("start", "every_node", "python", "mpi", "scaling", "wait")
-    names += ("finished_scaling", "preempted", "lost_node", "ended_scaling", "requeue")
+    names = ["start", "every_node", "python", "mpi", "leftovers", "scaling", "wait"]
+    names += ["finished_scaling", "preempted", "lost_node", "ended_scaling", "requeue"]
     return "\n".join([*parts, *(_block(name) for name in names)])
 
 
@@ -59,7 +59,7 @@ def _names(job: Job, training: Training) -> Iterator[str]:
     if training.on_warning == "chain":
         yield "chained"
     yield from (f"{het}every_node", "stage" if training.packed_environment else "python")
-    yield from ("mpi", "ranks", f"{het}step", "wait")
+    yield from ("mpi", "leftovers", "ranks", f"{het}step", "wait")
     if training.packed_environment:
         yield "unstage"
     yield from ("finished", "preempted")

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+import struct
 import tempfile
 import time
 import warnings
@@ -145,12 +146,11 @@ class RunDirectory:
         except OSError:
             return False
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return _is_locked(descriptor)
         except OSError:
-            return True
+            return False
         finally:
             os.close(descriptor)
-        return False
 
     def read_jobs(self) -> list[str]:
         """Ids of the run's batch jobs, each once, oldest first."""
@@ -201,6 +201,13 @@ def default_run_dir(config: TrainConfig) -> Path:
     """Where a run lies whose configuration names no directory: runs/ALGORITHM-ENV-seedS-TIME."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{config.algorithm}-{config.env.replace('/', '_')}-seed{config.seed}-{stamp}"
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Whether another process has a file locked; asks without locking it, which could keep that process out."""
+    # struct flock of Linux: type, whence, start, length, pid.
+    answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    return struct.unpack("hhqqi4x", answer)[0] != fcntl.F_UNLCK
 
 
 def _this_process() -> dict[str, Any]:

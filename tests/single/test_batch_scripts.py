@@ -219,9 +219,18 @@ def test_many_warnings_requeue_once(batch: Batch) -> None:
     assert batch.requeues == [["requeue", "77"]]
 
 
-def test_a_warning_before_srun_starts_is_passed_on_later(batch: Batch) -> None:
-    batch.start(STUB_PLUGIN_S="0.2", STUB_SRUN_DEAF_S="0.8", STUB_RANK_DEAF_S="0.3", **_EARLY, **_STOPS)
+def test_a_warning_before_srun_starts_requeues_without_starting_it(batch: Batch) -> None:
+    batch.start(STUB_PLUGIN_S="0.2", **_EARLY, **_STOPS)
     batch.until_called("plugin")
+    batch.warn()
+    assert batch.end() == 0
+    assert batch.requeues == [["requeue", "77"]]
+    assert batch.calls("srun", "rank") == []
+
+
+def test_ranks_are_not_warned_before_all_of_them_listen(batch: Batch) -> None:
+    batch.start(STUB_SRUN_DEAF_S="0.3", STUB_RANK_DEAF_S="0.3", **_STOPS)
+    batch.until_called("srun")
     batch.warn()
     assert batch.end() == 0
     assert batch.requeues == [["requeue", "77"]]
@@ -247,10 +256,7 @@ def test_ranks_that_fail_end_the_job_with_their_status(batch: Batch) -> None:
 
 
 def test_ranks_that_fail_after_a_warning_are_not_requeued(batch: Batch) -> None:
-    batch.start(STUB_PLUGIN_S="0.2", STUB_RANK_STATUS="7", **_EARLY)
-    batch.until_called("plugin")
-    batch.warn()
-    assert batch.end() == 7
+    assert batch.warned_run(STUB_RANK_STATUS="7") == 7
     assert batch.requeues == []
 
 
@@ -532,12 +538,15 @@ def test_a_packed_environment_is_used_from_the_nodes_disk_and_removed(
     assert batch.requeues == [["requeue", "77"]]
 
 
-def test_a_warning_while_an_environment_is_unpacked_stops_the_ranks_later(batch: Batch, packed: Training) -> None:
+def test_a_warning_while_an_environment_is_unpacked_keeps_the_ranks_from_starting(
+    batch: Batch, packed: Training
+) -> None:
     batch.start(packed, TMPDIR=str(batch.folder / "disk"), STUB_SRUN_DEAF_S="0.2", **_EARLY, **_STOPS)
     batch.until_called("srun")
     batch.warn()
     assert batch.end() == 0
-    assert len(batch.calls("srun")) == 3 and len(batch.calls("rank")) == 1
+    assert len(batch.calls("srun")) == 2 and batch.calls("rank") == []
+    assert list((batch.folder / "disk").iterdir()) == []
     assert batch.requeues == [["requeue", "77"]]
 
 
@@ -588,6 +597,7 @@ def test_a_scaling_benchmark_that_is_warned_goes_on_later_in_the_same_file(batch
     [submitted] = batch.calls("sbatch")
     # Never the whole array: each of its elements would submit it again.
     assert "--array=1" in submitted.arguments
+    assert batch.calls("benchmark")[0].ignores_warnings
     results = submitted.variables["HPCRL_RESULTS"]
     assert results == "results/scaling-77_1.jsonl"
     batch.start_script(_SCALING, **{**_ELEMENT, "SLURM_ARRAY_JOB_ID": "99"}, HPCRL_RESULTS=str(results))

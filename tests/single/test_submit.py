@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcrl.commands.options import parse
 from hpcrl.commands.submit import SubmitOptions, submit
 from hpcrl.config import CONFIGS, A2CConfig, to_json
 from hpcrl.errors import ConfigError, HpcrlError
@@ -356,3 +357,11 @@ def test_no_argument_gets_out_of_the_title(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize("time", ["3", "2:01", "0:02:01", "0-1", "1-0:0", "1-0:0:0", "0"])
 def test_every_form_of_a_time_is_taken(time: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"--time={time}" in options_of(script_of(capsys, "a2c", *_RUN, "--time", time))
+
+
+def test_the_last_word_counts_as_batch_scripts_rely_on() -> None:
+    """Scripts put the roles before what the user says, and --run-dir and --resume behind it."""
+    dealt, said = ["--learners", "4", "--learner-ranks", "first"], ["--learners=1", "--run-dir", "mine", "--no-resume"]
+    config = parse("a2c", [*dealt, *said, "--run-dir", "run", "--resume"])
+    assert (config.learners, config.learner_ranks) == (1, "first")
+    assert (config.run_dir, config.resume) == (Path("run"), True)

@@ -136,10 +136,7 @@ class MiniCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start_node(self, node: str) -> None:
-        """Start the slurmd of a node, in namespaces of its own; after `stop` as a machine that was switched on again."""
-        spool = self.folder / "spool" / node
-        shutil.rmtree(spool, ignore_errors=True)
-        spool.mkdir()
+        """Start the slurmd of a node, in namespaces of its own; what was on its disk before `stop` is still there."""
         hosts = self.folder / "etc/hosts"
         script = (
             'hostname "$0" && mount -t tmpfs none /dev/shm && mount --bind "$1" /etc/hosts && '

@@ -5,7 +5,7 @@ export PYTHONSAFEPATH=1 PYTHONNOUSERSITE=1
 unpack='fail() { echo "hpcrl: $(uname -n): $(echo "$1" | grep -im 1 cannot || echo "$1" | tail -n 1)"; exit 1; }
     said=$({ rm -rf "$1" && mkdir -p "${1%/*}" && mkdir -m 700 "$1" && tar -xf "$2" -C "$1"; } 2>&1) || fail "$said"
     said=$("$1/bin/python3" -c "import hpcrl" 2>&1) || fail "$said"'
-trap 'on_every_node rm -rf "$staged"' EXIT
+trap 'patience=30 on_every_node rm -rf "$staged"' EXIT
 on_every_node sh -c "$unpack" unpack "$staged" "$packed_environment" || {
     say "$packed_environment could not be unpacked to $staged on every node"
     exit 2

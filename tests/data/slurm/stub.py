@@ -93,11 +93,9 @@ def plugin() -> int:
 def rank(arguments: list[str]) -> int:
     """Finishes, fails, or works until it has been warned often enough."""
     note("rank", arguments)
-    if status := int(number("RANK_STATUS")):
-        return status
     outcome = Path(arguments[arguments.index("--run-dir") + 1]) / "outcome"
     outcome.write_text("running\n")
-    if (left := until_warned()) != 0:
+    if (left := until_warned() or int(number("RANK_STATUS"))) != 0:
         return left
     outcome.write_text(os.environ.get("STUB_OUTCOME", "finished") + "\n")
     return 0
