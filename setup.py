@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["hpcrl", "hpcrl.*"]),
-    package_data={"hpcrl": ["py.typed"]},
+    package_data={"hpcrl": ["py.typed", "slurm/blocks/*.sh"]},
     install_requires=[
         "gymnasium>=1.1",
         "h5py>=3.10",

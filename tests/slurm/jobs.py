@@ -55,11 +55,13 @@ class Jobs:
         return found[0].read_text(errors="replace") if found else ""
 
     def start(self, job: str, timeout_s: float = 60) -> None:
-        """Wait until a job runs; one that was requeued need not wait for its time."""
+        """Wait until a job runs; one that was requeued waits two seconds only."""
+        # Its credential is of the second in which it was requeued: revoked for a start in the same one.
+        hasten = time.monotonic() + 2
 
         def runs() -> bool:
             state = self.show(job, "JobState")
-            if state == "PENDING":
+            if state == "PENDING" and time.monotonic() > hasten:
                 self.cluster.call("scontrol", "update", f"jobid={job}", "StartTime=now", check=False)
             return state == "RUNNING"
 
