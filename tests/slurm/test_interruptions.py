@@ -7,8 +7,6 @@ import re
 import signal
 from pathlib import Path
 
-import pytest
-
 from hpcrl.storage.run_directory import RunDirectory
 from tests.slurm.jobs import REPOSITORY, Jobs
 
@@ -39,11 +37,12 @@ def _warn(jobs: Jobs, job: str) -> None:
     jobs.cluster.call("scancel", "--signal=USR1", "--batch", job)
 
 
-@pytest.mark.parametrize("mpi", ["jobs", "mpich_jobs"])
-def test_a_run_that_is_interrupted_again_and_again_equals_the_uninterrupted_one(
-    mpi: str, request: pytest.FixtureRequest
-) -> None:
-    jobs: Jobs = request.getfixturevalue(mpi)
+def _is_restarted(jobs: Jobs, job: str, times: int) -> None:
+    jobs.until(lambda: jobs.show(job, "Restarts") == str(times), job)
+    jobs.start(job)
+
+
+def test_a_run_that_is_interrupted_again_and_again_equals_the_uninterrupted_one(jobs: Jobs) -> None:
     work = (*_TRAINING, *_LONG)
     whole = jobs.sbatch(*_TWO_RANKS, _SCRIPT, *work)
     assert jobs.ends(whole) == "COMPLETED", jobs.log(whole)
@@ -52,25 +51,21 @@ def test_a_run_that_is_interrupted_again_and_again_equals_the_uninterrupted_one(
     jobs.start(job)
     jobs.until(lambda: "restarts:" in jobs.log(job), job)
     _warn(jobs, job)  # before Python has started
-    jobs.until(lambda: jobs.show(job, "Restarts") == "1", job)
+    _is_restarted(jobs, job, 1)
 
-    jobs.start(job)
     _trains(jobs, job)
     jobs.cluster.call("scontrol", "requeue", job)
-    jobs.until(lambda: jobs.show(job, "Restarts") == "2", job)
+    _is_restarted(jobs, job, 2)
 
-    jobs.start(job)
     _trains(jobs, job)
     urgent = jobs.sbatch("--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true", "--output=/dev/null")
-    jobs.until(lambda: jobs.show(job, "Restarts") == "3", job)
+    _is_restarted(jobs, job, 3)
     assert jobs.ends(urgent) == "COMPLETED"
 
-    jobs.start(job)
     _trains(jobs, job)
     _warn(jobs, job)
-    jobs.until(lambda: jobs.show(job, "Restarts") == "4", job)
+    _is_restarted(jobs, job, 4)
 
-    jobs.start(job)
     assert jobs.ends(job) == "COMPLETED", jobs.log(job)
     log = jobs.log(job)
     assert jobs.show(job, "Restarts") == "4"
@@ -80,13 +75,29 @@ def test_a_run_that_is_interrupted_again_and_again_equals_the_uninterrupted_one(
     assert _SHA.findall(log)[-1] == _SHA.findall(jobs.log(whole))[-1]
 
 
+def test_the_same_over_mpich(mpich_jobs: Jobs) -> None:
+    jobs, work = mpich_jobs, (*_TRAINING, *_LONG)
+    whole = jobs.sbatch(*_TWO_RANKS, _SCRIPT, *work)
+    assert jobs.ends(whole) == "COMPLETED", jobs.log(whole)
+    job = jobs.sbatch(*_TWO_RANKS, _SCRIPT, *work)
+    jobs.start(job)
+    jobs.until(lambda: "cpu binding" in jobs.log(job), job)
+    _warn(jobs, job)  # while Python starts
+    _is_restarted(jobs, job, 1)
+    _trains(jobs, job)
+    _warn(jobs, job)
+    _is_restarted(jobs, job, 2)
+    assert jobs.ends(job) == "COMPLETED", jobs.log(job)
+    assert jobs.show(job, "Restarts") == "2"
+    assert _SHA.findall(jobs.log(job))[-1] == _SHA.findall(jobs.log(whole))[-1]
+
+
 def test_the_time_limit_is_warned_of_and_the_job_goes_on(jobs: Jobs) -> None:
     # Slurm warns up to a minute early.
     limits = ("--time=1", "--signal=B:USR1@50")
     job = jobs.sbatch(*_TWO_RANKS, *limits, _SCRIPT, *_TRAINING, *_ENDLESS)
     jobs.until(lambda: "hpcrl: requeued" in jobs.log(job), job, timeout_s=90)
-    jobs.until(lambda: jobs.show(job, "Restarts") == "1", job)
-    jobs.start(job)
+    _is_restarted(jobs, job, 1)
     _trains(jobs, job)
 
 

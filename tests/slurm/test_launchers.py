@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.slurm.cluster import CPUS
 from tests.slurm.jobs import REPOSITORY, Jobs
 
 _TRAIN = ("train", "a2c", "--total-env-steps", 4096, "--num-iterations", 1, "--no-tensorboard")
@@ -94,6 +96,17 @@ def test_a_second_job_is_kept_out_of_a_run_directory(jobs: Jobs) -> None:
     )
     assert jobs.ends(other) == "FAILED", jobs.log(other)
     assert re.search(rf"in use by pid \d+ on host cpu1 \(job {one}\)", jobs.log(other))
+
+
+def test_every_rank_keeps_to_cores_of_its_own(jobs: Jobs) -> None:
+    # The cluster has no cgroups: ranks see all CPUs of the machine, which are the job's own where it has as many.
+    cpus = len(os.sched_getaffinity(0))
+    ranks = min(cpus, CPUS)
+    words = (*_hpcrl(jobs), *_TRAIN, "--num-envs", 8, "--run-dir", "runs/mine")
+    done = _run(jobs, "srun", "--nodes=1", f"--ntasks={ranks}", "--mpi=pmix", "--cpu-bind=none", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = next(line for line in done.stdout.splitlines() if line.startswith("cores: "))
+    assert said.startswith("cores: rank" if 1 < cpus <= CPUS else "cores: not pinned on cpu1"), said
 
 
 def _doctor(
