@@ -80,11 +80,12 @@ class Trainer:
     ) -> None:
         self._comm = world() if comm is None else comm
         self._affinity = Affinity()
+        self._heartbeats: Heartbeats | None = None
         with ending_the_job(self._comm):
             try:
                 self._build(config, requests or Requests(), start_from)
             except BaseException:
-                self._affinity.release()
+                self._let_go()
                 raise
 
     def _build(self, config: TrainConfig, requests: Requests, start_from: Checkpoint | None) -> None:
@@ -347,7 +348,8 @@ class Trainer:
         if self._recorder is not None:
             self._recorder.close()
         self._station.close()
-        self._heartbeats.close(self._waiter)
+        if self._heartbeats is not None:
+            self._heartbeats.close(self._waiter)
         self._affinity.release()
 
     def _write_trace(self, tracing: Tracing) -> Path | None:
@@ -361,6 +363,12 @@ class Trainer:
         }
         return tracing.write(RunDirectory(self.run_dir).trace_file, about)
 
+    def _let_go(self) -> None:
+        """Leave this process as it was, where the others can't be told: it may go on without the trainer. Local."""
+        if self._heartbeats is not None:
+            self._heartbeats.abandon()
+        self._affinity.release()
+
     def __enter__(self) -> Trainer:
         return self
 
@@ -370,7 +378,7 @@ class Trainer:
         if error is None:
             self.close()
             return
-        self._affinity.release()
+        self._let_go()
         # The others may be anywhere: closing is collective, and they would wait for this rank.
         if self._comm.size > 1 and isinstance(error, Exception) and not getattr(error, "on_all_ranks", False):
             end_job(self._comm, error)

@@ -108,6 +108,10 @@ class Heartbeats:
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    def abandon(self) -> None:
+        """End the watch over this process, which may live on without stamps. Local."""
+        self._stopped.set()
+
     def close(self, waiter: Waiter) -> None:
         """End the watch once all ranks are here, and give the shared memory back. Collective over the world."""
         self._activity.enter(Phase.LEAVING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,21 @@ def _config(run_dir: Path | None, **changes: object) -> A2CConfig:
         "hidden_sizes": (16,),
     }
     return A2CConfig(**settings | changes)
+
+
+@pytest.mark.mpi(ranks=(1,))
+def test_a_process_that_goes_on_without_its_trainer_is_not_watched(shared_dir: Path) -> None:
+    from hpcrl import Trainer
+
+    with pytest.raises(KeyError), Trainer(_config(shared_dir / "left")) as trainer:
+        trainer.train()
+        raise KeyError
+    with pytest.raises(ConfigError):
+        Trainer(_config(shared_dir / "refused", learner_cores=100_000))
+    watchdogs = [thread for thread in threading.enumerate() if thread.name == "hpcrl-watchdog"]
+    for watchdog in watchdogs:
+        watchdog.join(timeout=5)
+    assert not any(watchdog.is_alive() for watchdog in watchdogs)
 
 
 @pytest.mark.mpi(ranks=(1, 3))
