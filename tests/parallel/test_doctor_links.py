@@ -47,7 +47,8 @@ def test_sums_that_are_wrong_on_one_rank_are_found(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.mpi(ranks=[2])
 def test_what_mpi_tells_of_itself() -> None:
-    from hpcrl.cluster.mpi import cuda_aware, library, library_path, thread_level
+    from hpcrl.cluster.library import cuda_aware, library, library_path
+    from hpcrl.cluster.mpi import thread_level
     from hpcrl.doctor.library import look_at_library
 
     path = library_path()
