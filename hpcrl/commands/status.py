@@ -88,6 +88,8 @@ def _run(directory: RunDirectory, standing: str) -> Iterator[str]:
         yield _progress(config, _last_row(directory.metrics_file), standing)
     except (ValueError, KeyError, csv.Error) as error:
         yield f"progress: {directory.metrics_file.name} can't be read: {error!r}"
+    if directory.metrics_file.exists():
+        yield f"last report: {_age(directory.metrics_file)} ago"
     yield from _checkpoint(directory)
     yield _restarts(facts)
 

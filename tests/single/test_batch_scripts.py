@@ -313,6 +313,15 @@ def test_a_preempted_job_waits_for_slurm_to_requeue_it(batch: Batch) -> None:
     assert batch.requeues == [] and "preempted" in batch.said[0]
 
 
+def test_where_preempted_jobs_are_cancelled_the_script_requeues(batch: Batch) -> None:
+    batch.start(STUB_PREEMPT_MODE="CANCEL", SLURM_JOB_PARTITION="cpu", **_STOPS)
+    batch.until_called("listens")
+    batch.state(preempted="2026-01-01T00:01:00")
+    batch.warn(signal.SIGTERM)
+    assert batch.end() == 0
+    assert batch.requeues == [["requeue", "77"]]
+
+
 def test_a_preempted_job_whose_run_finishes_is_over_at_once(batch: Batch) -> None:
     batch.state(preempted="2026-01-01T00:01:00")
     assert batch.warned_run(STUB_OUTCOME="finished") == 0
@@ -429,6 +438,14 @@ def test_a_run_directory_may_have_spaces(batch: Batch) -> None:
     assert batch.run(training, STUB_RANK_STATUS="7") == 7
     typed = batch.said[-1].rpartition(": HPCRL_RUN_DIR=")[2].rpartition(" sbatch ")[0]
     assert subprocess.check_output(["bash", "-c", f"echo {typed}"], text=True) == f"{run_dir}\n"
+
+
+def test_an_environment_that_is_not_there_ends_the_job(batch: Batch) -> None:
+    assert batch.run(HPCRL_ENVIRONMENT="elsewhere") == 2
+    assert batch.said == ["hpcrl: elsewhere holds no bin/python3"]
+    assert batch.run(dataclasses.replace(_TRAINING, environment=Path("/nowhere"))) == 2
+    assert batch.said == ["hpcrl: /nowhere holds no bin/python3"]
+    assert batch.calls("plugin", "srun") == []
 
 
 def test_the_environment_comes_first(batch: Batch) -> None:

@@ -139,16 +139,20 @@ def test_a_folder_that_is_no_run_is_refused_in_a_sentence(name: str) -> None:
     assert not Path("missing").exists() and not list(Path("empty").iterdir())
 
 
-def test_a_running_job(slurm: Slurm, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_running_job(slurm: Slurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     slurm.queue("12|RUNNING|2|5:00|55:00|n[1-2]")
     make_run("running", ["11", "12", "12"], ["3,300,50,21.25\n"], [{"env_steps": 200}])
     slurm.ended("11", "TIMEOUT", "TimeLimit")
+    now = time.time() + 3600  # a clock that does not move during the test
+    monkeypatch.setattr(time, "time", lambda: now)
+    os.utime("run/metrics.csv", (now - 75, now - 75))
     assert told(capsys) == [
         "running",
         "job 12: RUNNING on n[1-2] for 5:00, 55:00 left",
         "job 11: TIMEOUT (TimeLimit)",
         "a2c on CartPole-v1, seed 3",
         "progress: 300 of 1,000 env steps (30%), iteration 3 of 10, mean return 21.2, 50 env steps/s, 0:00:14 to go",
+        "last report: 0:01:15 ago",
         "last checkpoint: none yet",
         "restarts: 1 (at env steps 200)",
     ]

@@ -20,7 +20,7 @@ def _config(jobs: Jobs, job: str) -> dict[str, Any]:
 
 
 def test_train_cpu_as_shipped_trains_on_two_nodes_of_four_ranks(jobs: Jobs) -> None:
-    job = jobs.sbatch(_SCRIPTS / "train_cpu.sbatch", "a2c", "--total-env-steps", 100_000)
+    job = jobs.sbatch(_SCRIPTS / "train_cpu.sbatch", "a2c", "--total-env-steps", 60_000)
     assert jobs.ends(job) == "COMPLETED", jobs.log(job)
     layout = _config(jobs, job)["layout"]
     assert layout["hosts"] == ["cpu1"] * 4 + ["cpu2"] * 4

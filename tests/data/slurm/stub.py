@@ -126,6 +126,9 @@ def scontrol(arguments: list[str]) -> int:
     if arguments[0] == "requeue":
         time.sleep(number("REQUEUE_S"))
         return int(number("REQUEUE_STATUS"))
+    if arguments[:2] == ["show", "partition"]:
+        print(f"PreemptMode={os.environ.get('STUB_PREEMPT_MODE', 'REQUEUE')}")
+        return 0
     state = FOLDER / "state"
     if not state.exists():
         print("scontrol: unable to contact slurm controller", file=sys.stderr)
