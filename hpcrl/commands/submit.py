@@ -194,6 +194,9 @@ def _submit(script: str, run_dir: Path, resume: bool, chain: int) -> int:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         directory.batch_script.write_text(script)
+        # A chain would take it for its own.
+        if directory.read_outcome() == "finished":
+            directory.outcome_file.unlink()
     except OSError as error:
         raise ConfigError(f"Run directory {run_dir} can't be written: {error}.") from error
     jobs: list[str] = []

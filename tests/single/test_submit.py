@@ -15,6 +15,7 @@ from hpcrl.commands.options import parse
 from hpcrl.commands.submit import SubmitOptions, submit
 from hpcrl.config import CONFIGS, A2CConfig, to_json
 from hpcrl.errors import ConfigError, HpcrlError
+from hpcrl.storage.run_directory import Outcome, RunDirectory
 
 _RUN = ("--run-dir", "run", "--nodes", "2", "--ntasks-per-node", "4")
 _SBATCH = """\
@@ -210,6 +211,16 @@ def test_a_run_that_is_there_needs_resume(slurm: Slurm, capsys: pytest.CaptureFi
     assert content(Path()) == before and slurm.calls == []
     assert submit(["a2c", *_RUN, "--resume"]) == 0
     assert Path("run/jobs").read_text() == "101\n"
+
+
+@pytest.mark.parametrize(("outcome", "stays"), [("finished", False), ("running", True), ("stopped", True)])
+def test_the_jobs_of_a_finished_run_that_goes_on_do_not_take_it_for_finished(
+    slurm: Slurm, outcome: Outcome, stays: bool
+) -> None:
+    make_run(Path("run"), A2CConfig())
+    RunDirectory(Path("run")).write_outcome(outcome)
+    assert submit(["a2c", *_RUN, "--resume", "--total-env-steps", "2000000", "--chain", "2"]) == 0
+    assert RunDirectory(Path("run")).outcome_file.exists() == stays
 
 
 def test_a_resumed_run_keeps_its_learners_and_not_its_ranks(capsys: pytest.CaptureFixture[str]) -> None:
