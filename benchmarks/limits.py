@@ -17,8 +17,9 @@ from benchmarks.settings import CORES, Settings
 from benchmarks.stepping import rate as stepping_rate
 from benchmarks.tables import RATE, Column, Measurement, Results, Table, median_of
 from hpcrl.envs.factory import describe_task
+from hpcrl.envs.world import World
 from hpcrl.models.policy import Policy
-from hpcrl.presets import cartpole_throughput
+from hpcrl.presets.classic import cartpole_throughput
 
 _PRESET = "impala, preset cartpole-throughput"
 _PARTS = "parts alone, on all cores at once"
@@ -60,7 +61,7 @@ def flop_per_env_step() -> dict[str, float]:
     gradient towards observations.
     """
     config = cartpole_throughput()
-    policy = Policy(describe_task(config.env, "native"), config.hidden_sizes, config.activation, config.shared_encoder)
+    policy = Policy(describe_task(World(config.env, "native")), config)
     maps = [module for module in policy.modules() if isinstance(module, nn.Linear)]
     whole = sum(2 * module.weight.numel() for module in maps)
     first = sum(2 * encoder.layers[0].weight.numel() for encoder in (policy.encoder, policy.value_encoder) if encoder)
@@ -89,8 +90,8 @@ def _rates_of_one_core(seconds: float) -> dict[str, float]:
     weight, bias = torch.rand(width, width), torch.rand(width)
     few, many, delta = torch.rand(acting, width), torch.rand(learning, width), torch.rand(learning, width)
 
-    task = describe_task(config.env, "native")
-    policy = Policy(task, config.hidden_sizes, config.activation, config.shared_encoder)
+    task = describe_task(World(config.env, "native"))
+    policy = Policy(task, config)
     seen, batch = (torch.rand(rows, task.observation.size) for rows in (acting, learning))
 
     def backward() -> tuple[Tensor, Tensor]:
@@ -102,7 +103,7 @@ def _rates_of_one_core(seconds: float) -> dict[str, float]:
 
     square_flop, layer = 2 * _SQUARE**3, 2 * width * width
     # A "FLOP" for each step makes the rate that of steps.
-    acting_ns = 1 / _gflops(lambda: policy.parameters_of(seen), acting, seconds)
+    acting_ns = 1 / _gflops(lambda: policy.step(seen, torch.zeros(len(seen), 0)), acting, seconds)
     learning_ns = 1 / _gflops(learn, learning, seconds)
     with torch.inference_mode():
         return {

@@ -16,13 +16,14 @@ from gymnasium.vector import SyncVectorEnv
 
 from benchmarks.processes import on_every_core
 from hpcrl.envs.factory import make_vector_env
+from hpcrl.envs.world import World
 
 _ENV = "CartPole-v1"
 _DRAWN = 256
 
 
 def _own(num_envs: int, vector: str) -> Callable[[np.ndarray], int]:
-    envs = make_vector_env(_ENV, num_envs, vector)
+    envs = make_vector_env(World(_ENV, vector), num_envs)
     seeds = np.arange(num_envs)
     envs.reset(seed=seeds.tolist())
 

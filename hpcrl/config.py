@@ -29,13 +29,50 @@ class TrainConfig:
 
     algorithm: ClassVar[str] = ""
 
-    env: str = option("CartPole-v1", "Gymnasium environment id (or package.module:id).", "environment")
+    env: str = option(
+        "CartPole-v1",
+        "Gymnasium environment id (or package.module:id, or package.module:function that makes one); several of "
+        "them train one policy on all.",
+        "environment",
+    )
+    task_id: bool = option(False, "Observations name their task, where there are several.", "environment")
     num_envs: int = option(16, "Environments in total, dealt out over all actors.", "environment")
     vector: Literal["sync", "native"] = option(
         "sync",
         "sync steps one environment after the other; native uses the environment's own vector form.",
         "environment",
     )
+
+    isolated: bool = option(
+        False, "Every environment in a process of its own, for those that may crash.", "environment"
+    )
+    env_restarts: int = option(
+        0,
+        "How often each rank makes environments anew that raised, hung or crashed, before that ends the run.",
+        "environment",
+    )
+    env_timeout: float | None = option(
+        None, "Seconds after which a step or reset counts as hung (default: any time).", "environment"
+    )
+    frame_stack: int = option(1, "Newest observations that the policy sees side by side.", "environment")
+    reward_clip: float = option(
+        0.0, "Rewards beyond this, either way, count as this for the loss (0: as they are).", "environment"
+    )
+    normalise_observations: bool = option(
+        False, "Shift and scale observations by what all actors have seen so far.", "environment"
+    )
+    normalise_returns: bool = option(
+        False, "Divide rewards by the standard deviation of discounted returns so far.", "environment"
+    )
+
+    frame_skip: int = option(4, "Frames that an action is held for.", "atari")
+    sticky_actions: float = option(
+        0.0, "Probability that a frame repeats the action before (0.25: Machado et al. 2018).", "atari"
+    )
+    full_action_set: bool = option(False, "All 18 actions instead of those that the game uses.", "atari")
+    life_loss: bool = option(False, "A lost life ends the episode for the loss, though not its return.", "atari")
+    noop_max: int = option(30, "Most frames without an action that an episode begins with.", "atari")
+    fire_reset: bool = option(True, "An episode begins with FIRE in games that use it.", "atari")
 
     total_env_steps: int = option(500_000, "Environment steps to train for, over all actors.", "run")
     num_iterations: int = option(100, "Reports of equal length that the run is divided into.", "run")
@@ -60,7 +97,7 @@ class TrainConfig:
     )
 
     eval_every: int = option(0, "Environment steps between evaluations (0: none).", "evaluation")
-    eval_episodes: int = option(20, "Episodes of an evaluation.", "evaluation")
+    eval_episodes: int = option(20, "Episodes of an evaluation, of every task.", "evaluation")
     eval_at_start: bool = option(False, "Evaluate the untrained policy too.", "evaluation")
     eval_deterministic: bool = option(False, "Evaluate the most likely action instead of sampling.", "evaluation")
 
@@ -83,9 +120,19 @@ class TrainConfig:
         "layout",
     )
 
-    hidden_sizes: tuple[int, ...] = option((64, 64), "Widths of the hidden layers.", "model")
+    model: str = option(
+        "auto",
+        "Encoder of observations: mlp, nature, impala, impala-deep, or package.module:Class of one's own "
+        "(auto: nature for images, mlp else).",
+        "model",
+    )
+    hidden_sizes: tuple[int, ...] = option((64, 64), "Widths of the hidden layers over vectors.", "model")
     activation: Literal["tanh", "relu"] = option("tanh", "Activation of the hidden layers.", "model")
-    shared_encoder: bool = option(False, "Policy and value share their hidden layers.", "model")
+    core: Literal["none", "lstm", "gru"] = option("none", "Recurrent core behind the encoder.", "model")
+    core_size: int = option(256, "Width of the recurrent core.", "model")
+    shared_encoder: bool | None = option(
+        None, "Policy and value share their encoder (default: where there are images or a recurrent core).", "model"
+    )
 
     optimizer: Literal["adam", "rmsprop"] = option("rmsprop", "Optimizer.", "optimizer")
     learning_rate: float = option(5e-3, "Learning rate at the start.", "optimizer")
@@ -99,14 +146,30 @@ class TrainConfig:
     max_grad_norm: float = option(0.5, "Clip of the global gradient norm, after the allreduce (0: none).", "optimizer")
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "total_env_steps", "num_iterations", "eval_episodes", "learner_cores"):
+        for name in (
+            "num_envs",
+            "total_env_steps",
+            "num_iterations",
+            "eval_episodes",
+            "learner_cores",
+            "frame_stack",
+            "core_size",
+        ):
             self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
         for name in ("checkpoint_every", "check_in_sync_every", "eval_every", "max_grad_norm"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("learning_rate", "hang_timeout"):
             self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
-        for name in ("learning_rate_final", "optimizer_epsilon", "rmsprop_initial_square"):
+        for name in ("learning_rate_final", "optimizer_epsilon", "rmsprop_initial_square", "reward_clip"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number of 0 or more")
+        self._require("env_restarts", self.env_restarts >= 0, "0 or more")
+        self._require(
+            "env_timeout", self.env_timeout is None or 0 < self.env_timeout < math.inf, "a finite number above 0"
+        )
+        self._require("isolated", not (self.isolated and self.vector == "native"), "false with --vector native")
+        self._require("frame_skip", 1 <= self.frame_skip <= 60, "1 to 60")
+        self._require("sticky_actions", 0 <= self.sticky_actions < 1, "at least 0 and below 1")
+        self._require("noop_max", 0 <= self.noop_max <= 10_000, "0 to 10000")
         self._require("rmsprop_decay", 0 <= self.rmsprop_decay < 1, "at least 0 and below 1")
         self._require("seed", 0 <= self.seed < MAX_SEED, "at least 0 and below 2**63")
         self._require("checkpoint_keep", self.checkpoint_keep >= 2, "at least 2")
@@ -114,12 +177,31 @@ class TrainConfig:
         self._require("learners", self.learners == "auto" or self.learners >= 1, "auto or a whole number of at least 1")
         self._require("hidden_sizes", all(width >= 1 for width in self.hidden_sizes), "widths of at least 1")
         self._require("stop_return", self.stop_return is None or math.isfinite(self.stop_return), "a finite number")
-        self._require("env", bool(self.env), "an environment id")
+        self._require("env", bool(self.env_ids), "an environment id")
+        self._require_tasks(self.env_ids)
+        self._require(
+            "shared_encoder", self.core == "none" or self.shared_encoder is not False, "true with a recurrent core"
+        )
+
+    def _require_tasks(self, env_ids: list[str]) -> None:
+        """What several environments need; `env_ids` has one at least."""
+        num_tasks = len(env_ids)
+        self._require("env", len(set(env_ids)) == num_tasks, "different environments")
+        self._require(
+            "num_envs", self.num_envs >= num_tasks, f"at least {num_tasks}, one for each environment of --env"
+        )
+        self._require("task_id", not self.task_id or num_tasks > 1, "false with one environment alone")
+        self._require("task_id", not self.task_id or self.frame_stack == 1, "false with --frame-stack above 1")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             flag = "--" + name.replace("_", "-")
             raise ConfigError(f"{flag} must be {expected}, got {getattr(self, name)!r}")
+
+    @property
+    def env_ids(self) -> list[str]:
+        """The environments, one for each task."""
+        return self.env.split()
 
     @property
     def iteration_env_steps(self) -> float:
@@ -176,6 +258,56 @@ class A2CConfig(ActorCriticConfig):
 
 
 @dataclass(frozen=True)
+class PPOConfig(ActorCriticConfig):
+    """Proximal policy optimisation; several epochs of minibatches over T x num_envs steps."""
+
+    algorithm: ClassVar[str] = "ppo"
+
+    num_envs: int = option(8, "Environments in total, dealt out over all actors.", "environment")
+    unroll_length: int = option(128, "Steps T of an unroll.", "algorithm")
+    gae_lambda: float = option(0.95, "Lambda of generalised advantages (1: n-step returns).", "algorithm")
+    normalise_advantages: bool = option(
+        True, "Standardise advantages over every minibatch of all learners.", "algorithm"
+    )
+    optimizer: Literal["adam", "rmsprop"] = option("adam", "Optimizer.", "optimizer")
+    learning_rate: float = option(3e-4, "Learning rate at the start.", "optimizer")
+
+    epochs: int = option(10, "How often a batch of T x num_envs steps is learned from.", "algorithm")
+    minibatches: int = option(
+        4, "Updates of an epoch, each from another part of the batch, over all learners.", "algorithm"
+    )
+    clip_range: float = option(0.2, "Clip of the ratio of new to behaviour probabilities.", "algorithm")
+    clip_range_final: float | None = option(
+        None, "Clip of the ratio at total_env_steps, reached linearly (default: as at the start).", "algorithm"
+    )
+    value_clip_range: float | None = option(
+        None, "Clip of the change of values within a batch, in the value loss (default: none).", "algorithm"
+    )
+    target_kl: float | None = option(
+        None,
+        "A batch is done with once the policy is 1.5 times this KL divergence from the one that acted (default: any).",
+        "algorithm",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "minibatches"):
+            self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
+        for name in ("clip_range", "value_clip_range", "target_kl"):
+            value = getattr(self, name)
+            self._require(name, value is None or 0 < value < math.inf, "a finite number above 0")
+        final = self.clip_range_final
+        self._require("clip_range_final", final is None or 0 <= final < math.inf, "a finite number of 0 or more")
+        steps = self.num_envs * self.unroll_length
+        self._require("minibatches", self.minibatches <= steps, f"at most {steps}, the steps of a batch")
+        self._require(
+            "minibatches",
+            self.core == "none" or self.minibatches <= self.num_envs,
+            f"at most {self.num_envs}, the environments, with a recurrent core",
+        )
+
+
+@dataclass(frozen=True)
 class A3CConfig(ActorCriticConfig):
     """Asynchronous advantage actor-critic; every worker's gradient is applied as it arrives."""
 
@@ -190,6 +322,8 @@ class A3CConfig(ActorCriticConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("max_lag", self.max_lag is None or self.max_lag >= 0, "a whole number of 0 or more")
+        for name in ("normalise_observations", "normalise_returns"):
+            self._require(name, not getattr(self, name), "false under a3c, whose workers share no statistics")
 
 
 @dataclass(frozen=True)
@@ -296,7 +430,13 @@ class AppoConfig(ImpalaConfig):
         self._require("clip_range", 0 < self.clip_range < math.inf, "a finite number above 0")
 
 
-CONFIGS: dict[str, type[TrainConfig]] = {"a2c": A2CConfig, "a3c": A3CConfig, "impala": ImpalaConfig, "appo": AppoConfig}
+CONFIGS: dict[str, type[TrainConfig]] = {
+    "a2c": A2CConfig,
+    "ppo": PPOConfig,
+    "a3c": A3CConfig,
+    "impala": ImpalaConfig,
+    "appo": AppoConfig,
+}
 
 
 def config_class(algorithm: str) -> type[TrainConfig]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,45 +73,84 @@ COLUMNS = (
 )
 
 
-class EpisodeReducer:
-    """Episode statistics of the running iteration, and of the last 100 episodes in the order (env step, env index)."""
+#: Columns that a run of several tasks has for each of them, with a slash and its name behind.
+_TASK_COLUMNS = ("rollout/episode_return_mean", "rollout/return_last_100", "eval/episode_return_mean")
 
-    def __init__(self) -> None:
+
+def columns_of(tasks: Iterable[str]) -> tuple[str, ...]:
+    """The columns of a run of several tasks; of one that has a single task, none of which is named."""
+    return (*COLUMNS, *(f"{column}/{task}" for column in _TASK_COLUMNS for task in tasks))
+
+
+class EpisodeReducer:
+    """Episode statistics of the running iteration, and of the last 100 episodes in the order (env step, env index).
+
+    Args:
+        tasks: names of a run's tasks, and global indices of the environments of each; none where there is only one.
+    """
+
+    def __init__(self, tasks: Mapping[str, range] | None = None) -> None:
+        self._tasks = dict(tasks or {})
         self._iteration = np.empty(0, EPISODE)
-        self._window = np.empty(0, EPISODE)
+        self._windows = [np.empty(0, EPISODE)] * max(1, len(self._tasks))
 
     def add(self, episodes: NDArray) -> None:
         """Episodes (dtype EPISODE) that ended since the last call, in any order."""
         ordered = np.sort(episodes, order=("env_step", "env_index"))
         self._iteration = np.concatenate([self._iteration, ordered])
-        self._window = np.concatenate([self._window, ordered])[-WINDOW:]
+        parts = zip(self._windows, self._by_task(ordered), strict=True)
+        self._windows = [np.concatenate(both)[-WINDOW:] for both in parts]
+
+    def _by_task(self, episodes: NDArray) -> list[NDArray]:
+        """The episodes of each task."""
+        if not self._tasks:
+            return [episodes]
+        indices = episodes["env_index"]
+        return [episodes[(indices >= envs.start) & (indices < envs.stop)] for envs in self._tasks.values()]
 
     @property
     def return_last_100(self) -> float:
-        """Mean return of the last 100 episodes; NaN before there are 100."""
-        return float(self._window["return"].mean()) if len(self._window) == WINDOW else math.nan
+        """Mean return of the last 100 episodes; NaN before there are 100.
+
+        Of several tasks: the mean of each one's, NaN before each has 100.
+        """
+        return float(np.mean(self._returns_last_100()))
+
+    def _returns_last_100(self) -> list[float]:
+        """Of each task."""
+        return [_mean(window["return"]) if len(window) == WINDOW else math.nan for window in self._windows]
 
     def take(self) -> Row:
         """Columns of the iteration that ends here."""
         episodes, self._iteration = self._iteration, np.empty(0, EPISODE)
-        return {
+        return self._task_columns(episodes) | {
             "rollout/episodes": len(episodes),
             "rollout/episode_return_mean": _mean(episodes["return"]),
             "rollout/episode_length_mean": _mean(episodes["length"]),
             "rollout/return_last_100": self.return_last_100,
         }
 
+    def _task_columns(self, episodes: NDArray) -> Row:
+        """Columns of each task; none where there is only one."""
+        means = [_mean(part["return"]) for part in self._by_task(episodes)]
+        row: Row = {}
+        for number, task in enumerate(self._tasks):
+            row[f"rollout/episode_return_mean/{task}"] = means[number]
+            row[f"rollout/return_last_100/{task}"] = self._returns_last_100()[number]
+        return row
+
     def state(self) -> dict[str, NDArray]:
-        """Arrays for a checkpoint."""
+        """Arrays for a checkpoint; an episode's `env_index` says whose it is."""
         return {
             f"{part}_{name}": episodes[name].copy()
-            for part, episodes in (("iteration", self._iteration), ("window", self._window))
+            for part, episodes in (("iteration", self._iteration), ("window", np.concatenate(self._windows)))
             for name in EPISODE.names or ()
         }
 
     def restore(self, state: Mapping[str, NDArray]) -> None:
         """Go back to what `state` returned."""
-        self._iteration, self._window = (_episodes(state, part) for part in ("iteration", "window"))
+        self._iteration = _episodes(state, "iteration")
+        self._windows = self._by_task(_episodes(state, "window"))
 
 
 def _episodes(state: Mapping[str, NDArray], part: str) -> NDArray:

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     ACTION = 1
     EVALUATION_SEED = 2
     EVALUATION_ACTION = 3
+    MINIBATCH = 4
 
 
 def philox4x32(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:

@@ -89,12 +89,14 @@ class Task:
             with a number for each choice of the action, choices that have a 0 there are not allowed.
         max_episode_steps: truncation limit where the environment's registration names one.
         layout_invariant: each environment's stream depends on the seed and its global index alone.
+        info_mask_size: numbers of the action mask, where environments give it in their infos; else 0.
     """
 
     observation: Space
     action: Space
     max_episode_steps: int | None
     layout_invariant: bool
+    info_mask_size: int = 0
 
     @property
     def has_action_mask(self) -> bool:

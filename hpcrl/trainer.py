@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hpcrl.activity import Activity, Phase
 from hpcrl.cluster.affinity import Affinity, settle_cores
@@ -30,12 +31,14 @@ from hpcrl.cluster.weights import Control
 from hpcrl.config import A3CConfig, ActorCriticConfig, ImpalaConfig, TrainConfig, from_facts, to_json
 from hpcrl.envs.factory import describe_task
 from hpcrl.envs.restore import Restored
+from hpcrl.envs.tasks import common_task
+from hpcrl.envs.world import evaluation_worlds, worlds_of
 from hpcrl.errors import ConfigError, HpcrlError
 from hpcrl.metrics import Row
 from hpcrl.roles.account import Account
 from hpcrl.roles.asynchronous import AsynchronousStation
 from hpcrl.roles.boundary import Boundary, iteration_of
-from hpcrl.roles.evaluation import play_episodes
+from hpcrl.roles.evaluation import play_episodes, score, share
 from hpcrl.roles.recorder import FORMAT_VERSION, Recorder, run_facts
 from hpcrl.roles.reporting import Reporter
 from hpcrl.roles.resume import checkpoint_config, load_into, record_resume, require_fit
@@ -48,8 +51,9 @@ from hpcrl.spaces import Task
 from hpcrl.storage.checkpoints import Checkpoint, CheckpointStore, load_checkpoint, save_checkpoint
 from hpcrl.storage.run_directory import RunDirectory, default_run_dir
 
-_NO_EVALUATION = (math.nan, math.nan)
 _ASKED_TO_STOP = "asked to stop"
+#: The column that an evaluation is judged by.
+_SCORE = "eval/episode_return_mean"
 
 
 class Trainer:
@@ -101,7 +105,8 @@ class Trainer:
         node, nodes = split_nodes(comm)
         settings = self.config
         planner = plan_workers if isinstance(settings, A3CConfig) else plan_layout
-        plan = partial(planner, nodes, settings.learners, settings.placement, settings.num_envs, settings.learner_ranks)
+        sizes = (settings.num_envs, settings.learner_ranks, len(settings.env_ids))
+        plan = partial(planner, nodes, settings.learners, settings.placement, *sizes)
         self._ranks = Ranks(comm, on_root(comm, plan, self._waiter), node)
         # Before there are models, whose memory lies near the core that first writes it.
         self._affinity = settle_cores(self._ranks, settings.pin_cores, settings.learner_cores, os.environ, self._waiter)
@@ -119,7 +124,7 @@ class Trainer:
 
         self.stopped: str | None = None
         self.account: Account | None = None
-        self._evaluation = _NO_EVALUATION
+        self._evaluation: Row = {}
         self._control = self._station.role.start()
         self._row_at_start = self._act_on(self._control)
 
@@ -128,7 +133,8 @@ class Trainer:
     ) -> tuple[ActorCriticConfig, Path, Task, Checkpoint | None]:
         """Look at the environment, claim the run directory, read the checkpoint. Local, on rank 0."""
         assert isinstance(config, ActorCriticConfig), "every algorithm so far is an actor-critic"
-        task = describe_task(config.env, config.vector)
+        tasks = [describe_task(world) for world in worlds_of(config)]
+        task = common_task(config.env_ids, tasks, config.task_id)
         require_playable(config, task, self._comm.size)
         directory = RunDirectory(config.run_dir or default_run_dir(config))
         directory.open(config.resume)
@@ -194,11 +200,11 @@ class Trainer:
         """What all ranks do together before the next unroll; the row where it ends an iteration."""
         flags = Boundary(control.flags)
         row: Row | None = None
-        score = math.nan
+        evaluation = math.nan
         if flags & Boundary.EVALUATE:
             with self._activity.during(Phase.EVALUATING):
                 flags |= self._evaluate()
-            score = self._evaluation[0]
+            evaluation = self._evaluation.get(_SCORE, math.nan)
         if flags & Boundary.REPORT:
             with self._activity.during(Phase.REPORTING):
                 row, reached = self._report()
@@ -211,44 +217,40 @@ class Trainer:
             self.account = self._reporter.account()
         if flags & Boundary.SAVE:
             with self._activity.during(Phase.SAVING):
-                self._save_checkpoint(score)
+                self._save_checkpoint(evaluation)
         if self.stopped is not None and self._recorder is not None:
             self._recorder.conclude(is_finished=self.stopped != _ASKED_TO_STOP)
         return row
 
     def _evaluate(self) -> Boundary:
         """Play the evaluation's episodes, dealt out over the actors; SAVE where the policy is the best so far."""
-        ranks, config = self._ranks, self.config
-        results = np.empty((0, 2))
-        if self._station.actor is not None:
-            place, count = ranks.layout.actors.index(ranks.rank), len(ranks.layout.actors)
-            bounds = [config.eval_episodes * edge // count for edge in (place, place + 1)]
-            results = play_episodes(
-                self._station.policy,
-                config.env,
-                self._task,
-                range(*bounds),
-                config.seed,
-                config.eval_deterministic,
-                self._waiter.tick,
-            )
+        ranks = self._ranks
+        results = [] if self._station.actor is None else self._play_share()
         parts = gather(ranks.world, results, self._waiter)
         improved = False
         if self._recorder is not None:
-            returns = np.concatenate(parts)[:, 0]
-            self._evaluation = (float(returns.mean()), float(returns.std()))
-            improved = self.env_steps > 0 and self._evaluation[0] > self._recorder.best_score
+            by_task = zip(*(part for part in parts if part), strict=True)
+            self._evaluation = score(self.config.env_ids, [np.concatenate(task) for task in by_task])
+            improved = self.env_steps > 0 and self._evaluation[_SCORE] > self._recorder.best_score
         return Boundary.SAVE if broadcast(ranks.world, improved, self._waiter) else Boundary.NONE
+
+    def _play_share(self) -> list[NDArray[np.float64]]:
+        """This actor's episodes of each task, as `play_episodes` gives them. Local."""
+        config, actors = self.config, self._ranks.layout.actors
+        worlds = evaluation_worlds(config)
+        shares = share(len(worlds), config.eval_episodes, actors.index(self._ranks.rank), len(actors))
+        play = partial(play_episodes, self._station.policy)
+        options = (config.seed, config.eval_deterministic, self._waiter.tick)
+        return [play(world, self._task, episodes, *options) for world, episodes in zip(worlds, shares, strict=True)]
 
     def _report(self) -> tuple[Row, bool]:
         progress: Row = {
             "iteration": iteration_of(self.config, self.env_steps),
             "env_steps": self.env_steps,
             "learner_updates": self.learner_updates,
-            "eval/episode_return_mean": self._evaluation[0],
-            "eval/episode_return_std": self._evaluation[1],
+            **self._evaluation,
         }
-        self._evaluation = _NO_EVALUATION
+        self._evaluation = {}
         return self._reporter.report(progress, self.config.stop_return)
 
     # Saving
@@ -297,6 +299,7 @@ class Trainer:
         arrays = weight_arrays(station.flat) | optimizer_arrays(station.flat, optimizer)
         arrays |= merge_environments([state for state in states if state is not None])
         arrays |= {"rng/seed": np.array([self.config.seed]), "rng/action_counter": arrays["environments/rows"]}
+        arrays |= {f"normalisers/{name}": array for name, array in station.normaliser_arrays().items()}
         arrays |= {f"progress/updates/{name}": array for name, array in updates.items()}
         arrays |= {f"progress/episodes/{name}": array for name, array in self._recorder.episodes.state().items()}
         attributes = {

@@ -26,6 +26,24 @@ class Field(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What policies and statistics remember from the time before an unroll.
+
+    Attributes:
+        state_size: S, numbers of an environment's recurrent state.
+        num_history: frames before the first that are stacked with it.
+        discounted_returns: whether the discounted returns so far are kept.
+    """
+
+    state_size: int = 0
+    num_history: int = 0
+    discounted_returns: bool = False
+
+
+NO_MEMORY = Memory()
+
+
+@dataclass(frozen=True)
 class UnrollSpec:
     """Sizes of an unroll.
 
@@ -36,6 +54,7 @@ class UnrollSpec:
         first_env: global index of the first environment.
         num_finals: K, rows for the last observations of truncated episodes.
         versioned: whether the weights may change between two rows (central inference), so that each has its version.
+        memory: what a policy that remembers needs of the time before.
     """
 
     task: Task
@@ -44,12 +63,13 @@ class UnrollSpec:
     first_env: int
     num_finals: int
     versioned: bool = False
+    memory: Memory = NO_MEMORY
 
     @cached_property
     def fields(self) -> tuple[Field, ...]:
         """The table. Time first: [T, B, ...]; an observation more than actions, the bootstrap one."""
         time, envs, finals = self.unroll_length, self.num_envs, self.num_finals
-        observation, action = self.task.observation, self.task.action
+        observation, action, memory = self.task.observation, self.task.action, self.memory
         rows: Sequence[tuple[str, tuple[int, ...], str]] = (
             ("header", (len(_HEADER),), "int64"),
             ("observation", (time + 1, envs, *observation.shape), observation.dtype),
@@ -57,6 +77,7 @@ class UnrollSpec:
             ("reward", (time, envs), "float32"),
             ("terminated", (time, envs), "bool"),
             ("truncated", (time, envs), "bool"),
+            ("ended", (time, envs), "bool"),
             ("valid", (time, envs), "bool"),
             ("behaviour_log_prob", (time, envs), "float32"),
             ("final_observation", (finals, *observation.shape), observation.dtype),
@@ -65,6 +86,9 @@ class UnrollSpec:
             ("episode_return", (time, envs), "float64"),
             ("episode_length", (time, envs), "int64"),
             ("row_version", (time if self.versioned else 0, envs), "int64"),
+            ("core_state", (envs, memory.state_size), "float32"),
+            ("history", (memory.num_history, envs, *observation.shape), observation.dtype),
+            ("discounted_return", (time if memory.discounted_returns else 0, envs), "float64"),
         )
         return tuple(Field(name, shape, np.dtype(dtype)) for name, shape, dtype in rows)
 
@@ -104,7 +128,9 @@ class Unroll:
         action: [T, B, ...].
         reward: float32 [T, B].
         terminated, truncated: bool [T, B], of the transition that leaves row t.
-        valid: bool [T, B], false where the environment ignored the action (an autoreset row) or the unroll was cut.
+        ended: bool [T, B], the same where an episode ends that counts; a life lost terminates, but ends no episode.
+        valid: bool [T, B], false where the environment ignored the action (an autoreset row), where it broke, or where
+            the unroll was cut.
         behaviour_log_prob: float32 [T, B], of the distribution that was sampled.
         final_observation: [K, ...], last observations of truncated episodes; the first `num_finals` rows count.
         final_index: int64 [K, 2], their (t, b).
@@ -112,6 +138,11 @@ class Unroll:
         episode_return: float64 [T, B], sum of raw rewards of the episode up to and with row t.
         episode_length: int64 [T, B], its steps.
         row_version: int64 [T, B] of a versioned unroll, else [0, B]: learner updates in the weights of each row.
+        core_state: float32 [B, S], recurrent state before row 0: zeros where an episode begins there.
+        history: [num_history, B, ...], the frames that are stacked with row 0, oldest first; before the first frame of
+            an episode there is that frame.
+        discounted_return: float64 [T, B] where it is kept, else [0, B]: sum of the episode's raw rewards up to and with
+            row t, those before discounted once a step.
     """
 
     header: NDArray[np.int64]
@@ -120,6 +151,7 @@ class Unroll:
     reward: NDArray[np.float32]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
+    ended: NDArray[np.bool_]
     valid: NDArray[np.bool_]
     behaviour_log_prob: NDArray[np.float32]
     final_observation: NDArray
@@ -128,6 +160,9 @@ class Unroll:
     episode_return: NDArray[np.float64]
     episode_length: NDArray[np.int64]
     row_version: NDArray[np.int64]
+    core_state: NDArray[np.float32]
+    history: NDArray
+    discounted_return: NDArray[np.float64]
 
     def __init__(self, spec: UnrollSpec, buffer: NDArray[np.uint8] | None = None) -> None:
         if buffer is None:
@@ -156,7 +191,7 @@ class Unroll:
         """Cut the unroll: rows from `length` on hold nothing to learn from, and the bootstrap moves to row `length`."""
         self.set_header(length=length)
         self.valid[length:] = False
-        self.terminated[length:] = self.truncated[length:] = False
+        self.terminated[length:] = self.truncated[length:] = self.ended[length:] = False
         self.reward[length:] = self.behaviour_log_prob[length:] = 0
         self.action[length:] = 0
         self.observation[length + 1 :] = self.observation[length]

@@ -65,7 +65,18 @@ def make_batch(plan: Plan, seed: int) -> Batch:
         valid=torch.from_numpy(valid),
         final_observation=torch.from_numpy(rng.normal(0, 3, (len(index), OBSERVATION_SIZE)).astype(np.float32)),
         final_index=torch.from_numpy(index),
+        **nothing_before(envs),
     )
+
+
+def nothing_before(num_envs: int) -> dict[str, Tensor]:
+    """Fields of a batch whose policy remembers nothing."""
+    return {
+        "core_state": torch.zeros(num_envs, 0),
+        "history": torch.zeros(0, num_envs, OBSERVATION_SIZE),
+        "discounted_return": torch.zeros(0, num_envs, dtype=torch.float64),
+        "env_index": torch.arange(num_envs),
+    }
 
 
 def _plan_column(plan: Plan, b: int, terminated: np.ndarray, truncated: np.ndarray, valid: np.ndarray) -> None:
@@ -118,7 +129,8 @@ def columns(batch: Batch, first: int, end: int) -> Batch:
         )
     }
     index = batch.final_index[inside] - torch.tensor([0, first])
-    return Batch(**pieces, final_observation=batch.final_observation[inside], final_index=index)
+    finals = batch.final_observation[inside]
+    return Batch(**pieces, final_observation=finals, final_index=index, **nothing_before(end - first))
 
 
 def join(first: Batch, second: Batch) -> Batch:
@@ -132,4 +144,5 @@ def join(first: Batch, second: Batch) -> Batch:
         **pieces,
         observation=torch.cat([first.observation[:-1], second.observation]),
         final_index=torch.cat([first.final_index, second.final_index + torch.tensor([time, 0])]),
+        **nothing_before(first.reward.shape[1]),
     )

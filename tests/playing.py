@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import tests.no_mpi  # noqa: F401
 
@@ -14,14 +14,15 @@ from hpcrl.activity import Activity, Phase
 from hpcrl.cluster.inference import QuestionSpec, SharedChannel, group_sizes
 from hpcrl.envs.episodes import EpisodeEnvs
 from hpcrl.envs.factory import describe_task
+from hpcrl.envs.world import World
 from hpcrl.models.acting import ActingNetwork
-from hpcrl.models.policy import Policy
 from hpcrl.roles.actor import Actor
 from hpcrl.roles.batching import Batcher
 from hpcrl.roles.inbox import Piece
 from hpcrl.roles.inference import AnsweringService, Inference, LearnerInference, OwnInference
 from hpcrl.signals import Requests
 from hpcrl.unroll import Unroll, UnrollSpec, aligned_zeros
+from tests.policies import policy_of
 
 SEED, TIME = 5, 8
 
@@ -56,19 +57,20 @@ class Playing:
         num_finals: int,
         first_env: int = 0,
         rank: int = 3,
-        vector: str = "sync",
+        vector: Literal["sync", "native"] = "sync",
         epsilon: float = 0.0,
         central: bool = False,
         time: int = TIME,
     ) -> None:
-        task = describe_task(env_id, vector)
-        self.policy = Policy(task, (6,), "tanh", False)
+        task = describe_task(World(env_id, vector))
+        self.policy = policy_of(task, (6,))
         self.policy.initialise(2)
         self.requests, self.waiter = Requests(), BusyWaiter()
         sizes = group_sizes(num_envs) if central else [num_envs]
         firsts = [first_env + sum(sizes[:group]) for group in range(len(sizes))]
         self.groups = [
-            EpisodeEnvs(env_id, vector, task, size, first, SEED) for size, first in zip(sizes, firsts, strict=True)
+            EpisodeEnvs(World(env_id, vector), task, size, first, SEED)
+            for size, first in zip(sizes, firsts, strict=True)
         ]
         self.envs = self.groups[0]
         self.spec = UnrollSpec(task, time, num_envs, first_env, num_finals, central)
@@ -76,7 +78,7 @@ class Playing:
         self.channels: list[SharedChannel] = []
         if central:
             with torch.no_grad():
-                num_parameters = self.policy.parameters_of(torch.from_numpy(self.envs.observation.copy())).shape[-1]
+                num_parameters = self.policy(torch.from_numpy(self.envs.observation.copy()))[0].shape[-1]
             specs = [QuestionSpec(task.observation, size, num_parameters) for size in sizes]
             memories = [aligned_zeros(spec.nbytes) for spec in specs]
             ends = [

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from hpcrl.algorithms.batch import Batch
+from hpcrl.config import A2CConfig
 from hpcrl.models.policy import Policy
+from hpcrl.models.sequence import Evaluation, Sequence
 from hpcrl.spaces import Space, Task
 from tests.batches import NUM_ACTIONS, OBSERVATION_SIZE
 from tests.reference import Column
 
 
-def read_off(observation: Tensor) -> tuple[Tensor, Tensor]:
-    """A network whose value is the first number of the observation."""
-    return torch.zeros(*observation.shape[:-1], 2), observation[..., 0]
+class _ReadOff:
+    def over(self, sequence: Sequence) -> Evaluation:
+        observation = sequence.observation
+        return Evaluation(
+            torch.zeros(*observation.shape[:-1], 2), observation[..., 0], sequence.final_observation[..., 0]
+        )
+
+
+#: A network whose value is the first number of the observation.
+read_off = _ReadOff()
+
+
+def policy_of(
+    task: Task, hidden_sizes: tuple[int, ...], activation: Literal["tanh", "relu"] = "tanh", shared: bool = False
+) -> Policy:
+    """A policy of fully connected layers with weights that were not set yet."""
+    return Policy(task, A2CConfig(hidden_sizes=hidden_sizes, activation=activation, shared_encoder=shared))
 
 
 def make_policy() -> Policy:
     """A small policy, far from uniform, so that the gradients of its actions are worth comparing."""
     task = Task(Space("box", (OBSERVATION_SIZE,), "float32"), Space("discrete", (), "int64", NUM_ACTIONS), None, True)
-    policy = Policy(task, (4,), "tanh", False)
+    policy = policy_of(task, (4,))
     policy.initialise(3)
     with torch.no_grad():
         policy.head.weight.mul_(200)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hpcrl.algorithms.batch import Batch, evaluate
+from hpcrl.algorithms.batch import Batch, evaluate, evaluate_steps
 from hpcrl.algorithms.impala import vtrace_targets
 from hpcrl.algorithms.loss import Loss, Normaliser, Targets, predict, total_loss
 from hpcrl.algorithms.returns import importance_ratios
@@ -36,7 +36,7 @@ def appo_loss(
         prediction = predict(policy, batch, outputs.parameters, outputs.values)
         targets = vtrace_targets(batch, outputs, prediction, config, normalise)
     else:
-        prediction = predict(policy, batch, *policy(batch.observation[:-1]))
+        prediction = predict(policy, batch, *evaluate_steps(policy, batch))
 
     policy_loss = -clipped_surrogate(prediction.log_ratio, targets.advantages, config.clip_range).sum()
     loss = total_loss(policy_loss, prediction, targets, batch.valid, config, entropy_coef, config.pg_rho_bar)

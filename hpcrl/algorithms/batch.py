@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from hpcrl.models.sequence import Evaluation, Sequence
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -20,6 +22,10 @@ class Batch:
         terminated, truncated, valid: bool [T, B].
         final_observation: [F, ...], last observations of the truncated episodes.
         final_index: int64 [F, 2], their (t, b).
+        core_state: float32 [B, S], recurrent state before row 0.
+        history: [frame_stack - 1, B, ...], frames before row 0.
+        discounted_return: float64 [T, B], see `hpcrl.unroll.Unroll`; [0, B] where it is not kept.
+        env_index: int64 [B], global index of each column's environment.
     """
 
     observation: Tensor
@@ -31,12 +37,16 @@ class Batch:
     valid: Tensor
     final_observation: Tensor
     final_index: Tensor
+    core_state: Tensor
+    history: Tensor
+    discounted_return: Tensor
+    env_index: Tensor
 
 
 class Network(Protocol):
-    """A policy: observation [..., *shape] -> (action parameters [..., P], value float32 [...])."""
+    """A policy, see `hpcrl.models.policy.Policy.over`."""
 
-    def __call__(self, observation: Tensor) -> tuple[Tensor, Tensor]: ...
+    def over(self, sequence: Sequence) -> Evaluation: ...
 
 
 class Outputs(NamedTuple):
@@ -57,18 +67,34 @@ class Outputs(NamedTuple):
 
 
 def evaluate(network: Network, batch: Batch) -> Outputs:
-    """One forward pass over all T+1 rows and the final observations."""
-    time, envs = batch.reward.shape
-    item = batch.observation.shape[2:]
-    rows = torch.cat([batch.observation.reshape(-1, *item), batch.final_observation])
-    parameters, values = network(rows)
-    parameters = parameters[: time * envs].view(time, envs, parameters.shape[-1])
-    final_values = values[(time + 1) * envs :].detach()
-    values = values[: (time + 1) * envs].view(time + 1, envs)
+    """One pass over all T+1 rows and the final observations."""
+    parameters, values, final_values = network.over(sequence_of(batch))
     next_values = values[1:].detach().clone()
-    next_values[batch.final_index[:, 0], batch.final_index[:, 1]] = final_values
+    next_values[batch.final_index[:, 0], batch.final_index[:, 1]] = final_values.detach()
     next_values.masked_fill_(batch.terminated, 0.0)
-    return Outputs(parameters, values[:-1], next_values, continues(batch))
+    return Outputs(parameters[:-1], values[:-1], next_values, continues(batch))
+
+
+def evaluate_steps(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
+    """One pass over the T rows that were acted on: parameters float32 [T, B, P] and values float32 [T, B]."""
+    whole = sequence_of(batch)
+    time = len(batch.reward)
+    none = whole.final_observation[:0], whole.final_index[:0]
+    parameters, values, _ = network.over(
+        Sequence(whole.observation[:time], whole.starts[:time], whole.state, whole.history, *none)
+    )
+    return parameters, values
+
+
+def sequence_of(batch: Batch) -> Sequence:
+    """All T+1 rows of a batch and its final observations, as a policy sees them."""
+    starts = torch.zeros(len(batch.observation), batch.reward.shape[1], dtype=torch.bool)
+    # A row that was ignored may be the reset of an environment, whose next row begins an episode.
+    torch.logical_or(batch.terminated, batch.truncated, out=starts[1:])
+    starts[1:] |= ~batch.valid
+    return Sequence(
+        batch.observation, starts, batch.core_state, batch.history, batch.final_observation, batch.final_index
+    )
 
 
 def continues(batch: Batch) -> Tensor:

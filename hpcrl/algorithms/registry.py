@@ -9,6 +9,7 @@ from hpcrl.algorithms.appo import appo_loss
 from hpcrl.algorithms.batch import Batch
 from hpcrl.algorithms.impala import impala_loss
 from hpcrl.algorithms.loss import Loss, Normaliser, Targets
+from hpcrl.algorithms.ppo import ppo_loss
 from hpcrl.models.policy import Policy
 
 
@@ -27,4 +28,10 @@ class LossFunction(Protocol):
 
 
 #: a3c has the loss of a2c: what differs is when gradients are applied.
-LOSSES: dict[str, LossFunction] = {"a2c": a2c_loss, "a3c": a2c_loss, "impala": impala_loss, "appo": appo_loss}
+LOSSES: dict[str, LossFunction] = {
+    "a2c": a2c_loss,
+    "ppo": ppo_loss,
+    "a3c": a2c_loss,
+    "impala": impala_loss,
+    "appo": appo_loss,
+}

@@ -1,12 +1,12 @@
 """Questions from actors to their learner: observations up, parameters of action distributions down.
 
+A recurrent state travels with both, so that the learner remembers nothing between two questions.
 An actor asks for each group of its environments apart, so that it steps one while the other's answer is on its way.
 On a node both lie in shared memory; between nodes they are messages.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,53 +30,65 @@ class QuestionSpec:
         observation: space of one environment's observations.
         num_envs: b, environments of the group.
         num_parameters: P, numbers that describe one action distribution.
+        state_size: S, numbers of one recurrent state.
     """
 
     observation: Space
     num_envs: int
     num_parameters: int
+    state_size: int = 0
 
     @property
     def question_nbytes(self) -> int:
-        """Bytes of the observations [b, ...]."""
-        itemsize = np.dtype(self.observation.dtype).itemsize
-        return _rounded(self.num_envs * math.prod(self.observation.shape) * itemsize)
+        """Bytes of the observations [b, ...] and the states [b, S]."""
+        return _rounded(self.num_envs * self.observation.nbytes) + self._state_nbytes
 
     @property
     def answer_nbytes(self) -> int:
-        """Bytes of the policy version and the parameters [b, P]."""
-        return CACHE_LINE + _rounded(self.num_envs * self.num_parameters * 4)
+        """Bytes of the policy version, the parameters [b, P] and the states [b, S]."""
+        return CACHE_LINE + _rounded(self.num_envs * self.num_parameters * 4) + self._state_nbytes
+
+    @property
+    def _state_nbytes(self) -> int:
+        return _rounded(self.num_envs * self.state_size * 4)
 
     @property
     def nbytes(self) -> int:
         """Bytes of both with their counters, in shared memory."""
         return 2 * CACHE_LINE + self.question_nbytes + self.answer_nbytes
 
-    def question(self, memory: NDArray[np.uint8]) -> NDArray:
-        """The observations in a question's memory: [b, ...]."""
+    def question(self, memory: NDArray[np.uint8]) -> tuple[NDArray, NDArray[np.float32]]:
+        """Observations [b, ...] and states float32 [b, S] in a question's memory."""
         shape = (self.num_envs, *self.observation.shape)
-        dtype = np.dtype(self.observation.dtype)
-        return memory[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+        observation = memory[: self.num_envs * self.observation.nbytes].view(self.observation.dtype).reshape(shape)
+        return observation, self._state(memory)
 
-    def answer(self, memory: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Version int64 [1] and parameters float32 [b, P] in an answer's memory."""
+    def answer(self, memory: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+        """Version int64 [1], parameters float32 [b, P] and states float32 [b, S] in an answer's memory."""
         count = self.num_envs * self.num_parameters
         parameters = memory[CACHE_LINE:][: count * 4].view(np.float32)
-        return memory[:8].view(np.int64), parameters.reshape(self.num_envs, self.num_parameters)
+        return memory[:8].view(np.int64), parameters.reshape(self.num_envs, self.num_parameters), self._state(memory)
+
+    def _state(self, memory: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """At the end of either memory."""
+        first, nbytes = len(memory) - self._state_nbytes, self.num_envs * self.state_size * 4
+        return memory[first : first + nbytes].view(np.float32).reshape(self.num_envs, self.state_size)
 
 
 class QuestionChannel(Protocol):
     """The actor's end of one group.
 
     Attributes:
-        observation: [b, ...], to be written before `ask`.
+        observation, state: [b, ...] and float32 [b, S], to be written before `ask`.
         version: int64 [1], of the weights that gave the last answer.
-        parameters: float32 [b, P], the last answer.
+        parameters, next_state: float32 [b, P] and [b, S], the last answer.
     """
 
     observation: NDArray
+    state: NDArray[np.float32]
     version: NDArray[np.int64]
     parameters: NDArray[np.float32]
+    next_state: NDArray[np.float32]
 
     def ask(self) -> None:
         """Ask for `observation`. Local."""
@@ -89,14 +101,16 @@ class AnswerChannel(Protocol):
     """The learner's end of one group.
 
     Attributes:
-        observation: [b, ...], of the question at hand.
+        observation, state: [b, ...] and float32 [b, S], of the question at hand.
         version: int64 [1], to be written before `reply`.
-        parameters: float32 [b, P], to be written before `reply`.
+        parameters, next_state: float32 [b, P] and [b, S], to be written before `reply`.
     """
 
     observation: NDArray
+    state: NDArray[np.float32]
     version: NDArray[np.int64]
     parameters: NDArray[np.float32]
+    next_state: NDArray[np.float32]
 
     def is_asked(self) -> bool:
         """Whether there is a question without an answer. Local."""
@@ -112,8 +126,8 @@ class SharedChannel:
         self._asked, self._answered = counters(memory, 2)
         self._fence = fence
         question = memory[2 * CACHE_LINE :][: spec.question_nbytes]
-        self.observation = spec.question(question)
-        self.version, self.parameters = spec.answer(memory[2 * CACHE_LINE + spec.question_nbytes :])
+        self.observation, self.state = spec.question(question)
+        self.version, self.parameters, self.next_state = spec.answer(memory[2 * CACHE_LINE + spec.question_nbytes :])
 
     def ask(self) -> None:
         self._fence()
@@ -140,8 +154,8 @@ class MessageQuestions:
         self._world, self._learner, self._tag = world, learner, _TAG + 2 * group
         self._outgoing = np.zeros(spec.question_nbytes, np.uint8)
         self._incoming = np.zeros(spec.answer_nbytes, np.uint8)
-        self.observation = spec.question(self._outgoing)
-        self.version, self.parameters = spec.answer(self._incoming)
+        self.observation, self.state = spec.question(self._outgoing)
+        self.version, self.parameters, self.next_state = spec.answer(self._incoming)
         self._pending: list[Request] = []
 
     def ask(self) -> None:
@@ -161,8 +175,8 @@ class MessageAnswers:
         self._world, self._actor, self._tag = world, actor, _TAG + 2 * group
         self._incoming = np.zeros(spec.question_nbytes, np.uint8)
         self._outgoing = np.zeros(spec.answer_nbytes, np.uint8)
-        self.observation = spec.question(self._incoming)
-        self.version, self.parameters = spec.answer(self._outgoing)
+        self.observation, self.state = spec.question(self._incoming)
+        self.version, self.parameters, self.next_state = spec.answer(self._outgoing)
         self._receive = self._post()
         self._send: Request | None = None
         self._is_asked = False

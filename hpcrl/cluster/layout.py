@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
+from hpcrl.envs.tasks import divide
 from hpcrl.errors import ConfigError
 
 
@@ -63,6 +65,7 @@ def plan_layout(
     placement: Literal["split", "colocated"],
     num_envs: int,
     learner_ranks: Literal["spread", "first"] = "spread",
+    num_tasks: int = 1,
 ) -> Layout:
     """Deal out roles and environments.
 
@@ -72,6 +75,7 @@ def plan_layout(
         placement: see `hpcrl.config.TrainConfig`.
         num_envs: environments in total.
         learner_ranks: learners are spread over the nodes, or the lowest ranks.
+        num_tasks: tasks of the run; where that divides the number of actors, each actor has environments of one.
 
     Raises:
         ConfigError: a split without an actor for every learner, or more learners than ranks.
@@ -84,7 +88,8 @@ def plan_layout(
                 f"--learners {learners} must be {size} where every one of {size} ranks acts and learns (or auto)"
             )
         everyone = tuple(range(size))
-        return Layout(node_of, everyone, everyone, {rank: rank for rank in everyone}, _deal(everyone, num_envs))
+        blocks = _deal(everyone, num_envs, num_tasks)
+        return Layout(node_of, everyone, everyone, {rank: rank for rank in everyone}, blocks)
     wanted = _auto_learners(node_of) if learners == "auto" else learners
     if 2 * wanted > size:
         raise ConfigError(
@@ -93,7 +98,7 @@ def plan_layout(
         )
     chosen = _choose(node_of, wanted, learner_ranks)
     actors = tuple(rank for rank in range(size) if rank not in chosen)
-    return Layout(node_of, chosen, actors, _assign(node_of, chosen, actors), _deal(actors, num_envs))
+    return Layout(node_of, chosen, actors, _assign(node_of, chosen, actors), _deal(actors, num_envs, num_tasks))
 
 
 def plan_workers(
@@ -102,6 +107,7 @@ def plan_workers(
     placement: Literal["split", "colocated"],
     num_envs: int,
     learner_ranks: Literal["spread", "first"] = "spread",
+    num_tasks: int = 1,
 ) -> Layout:
     """Deal out the roles of an asynchronous run: owners of shards of the weights, and workers.
 
@@ -112,6 +118,7 @@ def plan_workers(
             a shard beside it.
         num_envs: environments in total.
         learner_ranks: see `plan_layout`; of the owners.
+        num_tasks: see `plan_layout`.
 
     Raises:
         ConfigError: no rank is left to be a worker, or more owners than ranks.
@@ -125,7 +132,7 @@ def plan_workers(
     chosen = _choose(node_of, wanted, learner_ranks)
     workers = tuple(rank for rank in range(size) if colocated or rank not in chosen)
     learner_of = dict.fromkeys(workers, 0)
-    return Layout(node_of, chosen, workers, learner_of, _deal(workers, num_envs), is_asynchronous=True)
+    return Layout(node_of, chosen, workers, learner_of, _deal(workers, num_envs, num_tasks), is_asynchronous=True)
 
 
 def _number(nodes: Sequence[object]) -> tuple[int, ...]:
@@ -167,15 +174,12 @@ def _assign(node_of: Sequence[int], learners: Sequence[int], actors: Sequence[in
     return learner_of
 
 
-def _deal(actors: Sequence[int], num_envs: int) -> dict[int, range]:
-    """Contiguous blocks whose sizes differ by at most one, the larger ones first."""
-    share, extra = divmod(num_envs, len(actors))
-    blocks, first = {}, 0
-    for place, actor in enumerate(actors):
-        count = share + (place < extra)
-        blocks[actor] = range(first, first + count)
-        first += count
-    return blocks
+def _deal(actors: Sequence[int], num_envs: int, num_tasks: int) -> dict[int, range]:
+    """Contiguous blocks whose sizes differ by at most one, the larger ones first in every task, or else in all."""
+    if len(actors) % num_tasks:
+        num_tasks = 1
+    shares = [divide(task, len(actors) // num_tasks) for task in divide(range(num_envs), num_tasks)]
+    return dict(zip(actors, chain.from_iterable(shares), strict=True))
 
 
 def _count(number: int, word: str) -> str:

@@ -9,8 +9,11 @@ from typing import Annotated
 
 import numpy as np
 import tyro
+from numpy.typing import NDArray
 
 from hpcrl.envs.factory import describe_task
+from hpcrl.envs.tasks import common_task
+from hpcrl.envs.world import evaluation_worlds
 from hpcrl.errors import CheckpointError, ConfigError
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
@@ -25,7 +28,7 @@ class EvalOptions:
     """Play whole episodes with the policy of a checkpoint and print the mean and spread of their returns."""
 
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="Run directory, or one checkpoint file.")]
-    episodes: Annotated[int, tyro.conf.arg(help="Episodes to play.")] = 100
+    episodes: Annotated[int, tyro.conf.arg(help="Episodes to play, of every task.")] = 100
     deterministic: Annotated[bool, tyro.conf.arg(help="Take the most likely action instead of sampling.")] = False
     seed: Annotated[int, tyro.conf.arg(help="Seed of environments and actions.")] = 0
     best: Annotated[bool, tyro.conf.arg(help="The best checkpoint instead of the newest.")] = False
@@ -40,19 +43,30 @@ def evaluate(arguments: Sequence[str]) -> int:
         )
     checkpoint = _find(options)
     config = checkpoint_config(checkpoint)
-    task = describe_task(config.env, config.vector)
-    policy = Policy(task, config.hidden_sizes, config.activation, config.shared_encoder)
+    worlds = evaluation_worlds(config)
+    task = common_task(config.env_ids, [describe_task(world) for world in worlds], config.task_id)
+    policy = Policy(task, config)
     require_policy(checkpoint, policy)
     load_weights(FlatParameters(policy), checkpoint.arrays)
-    results = play_episodes(policy, config.env, task, range(options.episodes), options.seed, options.deterministic)
-    returns, lengths = results.T
     print(f"{checkpoint.path} ({config.algorithm} on {config.env}, {checkpoint.attributes['env_steps']:,} env steps)")
-    print(
-        f"{options.episodes} episodes: return {returns.mean():.2f} +- {returns.std():.2f} "
+    means = []
+    for world in worlds:
+        results = play_episodes(policy, world, task, range(options.episodes), options.seed, options.deterministic)
+        means.append(results[:, 0].mean())
+        print(("" if world.task is None else f"{world.env_id}: ") + _describe(results))
+    if len(worlds) > 1:
+        print(f"mean over {len(worlds)} tasks: return {np.mean(means):.2f}")
+    return 0
+
+
+def _describe(results: NDArray[np.float64]) -> str:
+    """Returns and lengths [n, 2] of episodes in words."""
+    returns, lengths = results.T
+    return (
+        f"{len(results)} episodes: return {returns.mean():.2f} +- {returns.std():.2f} "
         f"(min {returns.min():.2f}, median {np.median(returns):.2f}, max {returns.max():.2f}), "
         f"length {lengths.mean():.1f}"
     )
-    return 0
 
 
 def _find(options: EvalOptions) -> Checkpoint:

@@ -16,7 +16,18 @@ from hpcrl.presets import preset
 from hpcrl.storage.run_directory import RunDirectory
 
 #: The groups of options, in the order of the help.
-_GROUPS = ("environment", "run", "evaluation", "layout", "run_ahead", "asynchronous", "algorithm", "model", "optimizer")
+_GROUPS = (
+    "environment",
+    "atari",
+    "run",
+    "evaluation",
+    "layout",
+    "run_ahead",
+    "asynchronous",
+    "algorithm",
+    "model",
+    "optimizer",
+)
 
 
 def parse(algorithm: str, arguments: Sequence[str]) -> TrainConfig:
@@ -54,7 +65,7 @@ def parse_onto(base: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
         wrapper,
         prog=f"hpcrl train {base.algorithm}",
         description=f"{type(base).__doc__} A preset comes first (--preset NAME), then what the command line says.",
-        args=list(arguments),
+        args=join_values(arguments, "--env"),
         default=defaults,
         config=(tyro.conf.OmitArgPrefixes,),
     )
@@ -103,3 +114,18 @@ def take_value(arguments: Sequence[str], option: str) -> tuple[str | None, list[
         else:
             rest.append(argument)
     return value, rest
+
+
+def join_values(arguments: Sequence[str], option: str) -> list[str]:
+    """The arguments, with the values of an option, which end where the next option begins, as one."""
+    joined: list[str] = []
+    begins = goes_on = False
+    for argument in arguments:
+        is_value = not argument.startswith("-")
+        if is_value and goes_on:
+            joined[-1] += f" {argument}"
+        else:
+            joined.append(argument)
+        goes_on = (is_value and (begins or goes_on)) or argument.startswith(option + "=")
+        begins = argument == option
+    return joined

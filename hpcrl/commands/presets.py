@@ -7,7 +7,6 @@ from hpcrl.presets import PRESETS
 
 def list_presets() -> int:
     """Print a line for each preset."""
-    for name, make in PRESETS.items():
-        description = " ".join((make.__doc__ or "").split())
-        print(f"{name:18} {make().algorithm:8} {description}")
+    for preset in PRESETS.values():
+        print(f"{preset.name:20} {preset.algorithm:8} {preset.description}")
     return 0

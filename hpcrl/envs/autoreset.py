@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from hpcrl.errors import ConfigError, EnvironmentFailure
+
+#: What a vector environment without autoreset may tell in its info, bool [B] each.
+LIFE_LOST, BROKEN = "life_lost", "broken"
 
 
 class Transition(NamedTuple):
@@ -20,8 +23,10 @@ class Transition(NamedTuple):
             the mode resets at once. Valid until the next step.
         reward: [B].
         terminated, truncated: bool [B].
-        valid: bool [B], false where the environment ignored the action to reset itself; None where it ignored none.
-        ended_rows: int [n], environments whose episode ended in this step, ascending.
+        valid: bool [B], false where the environment ignored the action to reset itself, or broke; None where none did.
+        ended_rows: int [n], environments whose episode ended in this step, ascending; not where only a life was lost.
+        begun_rows: int [n], environments whose next step belongs to another episode: those, and the ones that
+            broke.
         final_observations: [m, ...], last observations of the episodes of `final_rows`.
         final_rows: int [m], environments whose episode was truncated and not terminated, ascending.
     """
@@ -32,6 +37,7 @@ class Transition(NamedTuple):
     truncated: NDArray[np.bool_]
     valid: NDArray[np.bool_] | None
     ended_rows: NDArray[np.intp]
+    begun_rows: NDArray[np.intp]
     final_observations: NDArray
     final_rows: NDArray[np.intp]
 
@@ -47,41 +53,48 @@ class Stepper(Protocol):
 
 
 class _DisabledStepper:
-    """Resets each environment itself, with a seed for every episode."""
+    """Resets each environment itself, with a seed for every episode.
 
-    def __init__(self, envs: VectorEnv, next_seeds: NextSeeds) -> None:
+    An info may hold `life_lost`, bool [B]: the episode terminates for who learns, and goes on; and `broken`, bool [B]:
+    the environment did not make the step, and waits for a reset.
+    """
+
+    def __init__(self, envs: Any, next_seeds: NextSeeds) -> None:
         self._envs, self._next_seeds = envs, next_seeds
         self._begin = self._begin_rows if hasattr(envs, "reset_rows") else self._begin_by_mask
 
     def step(self, actions: NDArray) -> Transition:
-        observation, reward, terminated, truncated, _ = self._envs.step(actions)
-        rows = (terminated | truncated).nonzero()[0]
-        if not len(rows):
-            return Transition(observation, reward, terminated, truncated, None, rows, observation[:0], rows)
+        observation, reward, terminated, truncated, info = self._envs.step(actions)
+        over, broken = terminated | truncated, info.get(BROKEN)
+        if LIFE_LOST in info:
+            over &= ~info[LIFE_LOST]
+        ended = over.nonzero()[0]
+        begun = ended if broken is None else (over | broken).nonzero()[0]
+        valid = None if broken is None else ~broken
+        if not len(begun):
+            return Transition(observation, reward, terminated, truncated, valid, ended, begun, observation[:0], begun)
         final_rows = _only_truncated(terminated, truncated)
         finals = observation[final_rows]
         # A reset by mask clears the environment's own arrays, which these may be.
         terminated, truncated = terminated.copy(), truncated.copy()
-        observation = self._begin(observation, rows, self._next_seeds(rows))
-        return Transition(observation, reward, terminated, truncated, None, rows, finals, final_rows)
+        observation = self._begin(observation, begun, self._next_seeds(begun))
+        return Transition(observation, reward, terminated, truncated, valid, ended, begun, finals, final_rows)
 
     def _begin_rows(self, observation: NDArray, rows: NDArray[np.intp], seeds: NDArray[np.int64]) -> NDArray:
         """Only the environments that begin an episode are touched; only our own offer it."""
-        envs: Any = self._envs
-        observation[rows] = envs.reset_rows(rows, seeds)
+        observation[rows] = self._envs.reset_rows(rows, seeds)
         return observation
 
     def _begin_by_mask(self, _: NDArray, rows: NDArray[np.intp], seeds: NDArray[np.int64]) -> NDArray:
         mask, all_seeds = np.zeros(self._envs.num_envs, np.bool_), np.zeros(self._envs.num_envs, np.int64)
         mask[rows], all_seeds[rows] = True, seeds
-        per_env: Any = all_seeds.tolist()  # a list where the base class promises an int only
-        return self._envs.reset(seed=per_env, options={"reset_mask": mask})[0]
+        return self._envs.reset(seed=all_seeds.tolist(), options={"reset_mask": mask})[0]
 
 
 class _NextStepStepper:
     """The step after an end ignores its action and returns the first observation of the next episode."""
 
-    def __init__(self, envs: VectorEnv, next_seeds: NextSeeds) -> None:
+    def __init__(self, envs: Any, next_seeds: NextSeeds) -> None:
         self._envs, self._next_seeds = envs, next_seeds
         self._ended = np.zeros(envs.num_envs, np.bool_)
 
@@ -96,13 +109,13 @@ class _NextStepStepper:
             self._next_seeds(rows)
         final_rows = _only_truncated(terminated, truncated)
         finals = observation[final_rows]
-        return Transition(observation, reward, terminated, truncated, valid, rows, finals, final_rows)
+        return Transition(observation, reward, terminated, truncated, valid, rows, rows, finals, final_rows)
 
 
 class _SameStepStepper:
     """The step that ends an episode returns the first observation of the next; the last one is in the info."""
 
-    def __init__(self, envs: VectorEnv, next_seeds: NextSeeds) -> None:
+    def __init__(self, envs: Any, next_seeds: NextSeeds) -> None:
         self._envs, self._next_seeds = envs, next_seeds
 
     def step(self, actions: NDArray) -> Transition:
@@ -114,21 +127,21 @@ class _SameStepStepper:
         if final_rows.size and "final_obs" not in info:
             raise EnvironmentFailure("an environment in SAME_STEP mode must give info['final_obs'] at a truncation")
         finals = np.stack([info["final_obs"][row] for row in final_rows]) if len(final_rows) else observation[:0]
-        return Transition(observation, reward, terminated, truncated, None, rows, finals, final_rows)
+        return Transition(observation, reward, terminated, truncated, None, rows, rows, finals, final_rows)
 
 
 def _only_truncated(terminated: NDArray[np.bool_], truncated: NDArray[np.bool_]) -> NDArray[np.intp]:
     return (truncated > terminated).nonzero()[0]
 
 
-_STEPPERS: dict[AutoresetMode, Callable[[VectorEnv, NextSeeds], Stepper]] = {
+_STEPPERS: dict[AutoresetMode, Callable[[Any, NextSeeds], Stepper]] = {
     AutoresetMode.DISABLED: _DisabledStepper,
     AutoresetMode.NEXT_STEP: _NextStepStepper,
     AutoresetMode.SAME_STEP: _SameStepStepper,
 }
 
 
-def make_stepper(envs: VectorEnv, next_seeds: NextSeeds) -> Stepper:
+def make_stepper(envs: Any, next_seeds: NextSeeds) -> Stepper:
     """The stepper for the autoreset mode that the environment's metadata names; ConfigError for one unknown."""
     mode = envs.metadata.get("autoreset_mode")
     try:

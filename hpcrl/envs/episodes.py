@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from hpcrl.envs.autoreset import Transition, make_stepper
 from hpcrl.envs.factory import make_vector_env
+from hpcrl.envs.rebuilding import FragileEnvs, Restarts
 from hpcrl.envs.restore import Restored, Snapshots, make_snapshots
+from hpcrl.envs.world import World
 from hpcrl.noise import Purpose, seeds
 from hpcrl.spaces import Task
 from hpcrl.unroll import Unroll
@@ -27,15 +28,18 @@ class Rows(NamedTuple):
     reward: NDArray
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
+    ended: NDArray[np.bool_]
     valid: NDArray[np.bool_]
     episode_number: NDArray[np.int64]
     episode_return: NDArray[np.float64]
     episode_length: NDArray[np.int64]
+    discounted_return: NDArray[np.float64] | None = None
 
 
 def unroll_rows(unroll: Unroll, columns: slice) -> list[Rows]:
     """Views [T] of an unroll's rows, of some of its columns; making them costs as much as a step, so keep them."""
-    fields = (unroll.observation[1:], *(getattr(unroll, name) for name in Rows._fields[1:]))
+    names = Rows._fields[1:] if unroll.spec.memory.discounted_returns else Rows._fields[1:-1]
+    fields = (unroll.observation[1:], *(getattr(unroll, name) for name in names))
     return [Rows(*row) for row in zip(*(field[:, columns] for field in fields), strict=True)]
 
 
@@ -53,6 +57,7 @@ class Step(NamedTuple):
     reward: NDArray
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
+    ended: NDArray[np.bool_]
     valid: NDArray[np.bool_]
     episode_number: NDArray[np.int64]
     episode_return: NDArray[np.float64]
@@ -97,6 +102,10 @@ class EpisodeEnvs:
 
     Every episode begins with the seed of (run seed, global index, episode number), whatever the rank.
 
+    Args:
+        gamma: discount of the discounted returns, which are kept where there is room for them.
+        restarts: counts environments that break; by default each of these objects has its own.
+
     Attributes:
         observation: [B, ...], what the next action answers to.
         rows: steps that each environment has made, a plain count; the counter of the action noise.
@@ -104,13 +113,14 @@ class EpisodeEnvs:
 
     def __init__(
         self,
-        env_id: str,
-        vector: str,
+        world: World,
         task: Task,
         num_envs: int,
         first_env: int,
         seed: int,
         purpose: Purpose = Purpose.EPISODE_SEED,
+        gamma: float = 1.0,
+        restarts: Restarts | None = None,
     ) -> None:
         self.num_envs, self.first_env, self.task = num_envs, first_env, task
         self.env_index = np.arange(first_env, first_env + num_envs)
@@ -120,16 +130,21 @@ class EpisodeEnvs:
         self._episode_number = np.zeros(num_envs, np.int64)
         self._episode_return = np.zeros(num_envs, np.float64)
         self._episode_length = np.zeros(num_envs, np.int64)
+        self._gamma, self._discounted_return = gamma, np.zeros(num_envs, np.float64)
         self.observation: NDArray = np.zeros((num_envs, *task.observation.shape), task.observation.dtype)
-        self._low, self._high = _bounds(task)
-        self._envs: VectorEnv | None = None
+        # Episodes that could not be begun, within a step: they count once the step before them is written down.
+        self._given_up = np.zeros(num_envs, np.int64)
+        self._is_stepping = False
+        self._envs: Any = None
         if num_envs:
-            self._envs = make_vector_env(env_id, num_envs, vector)
+            self._envs = make_vector_env(world, num_envs, task, restarts)
+            if isinstance(self._envs, FragileEnvs):
+                self._envs.belong_to(self.env_index, self._episode_number, self._seeds_anew)
             self._stepper = make_stepper(self._envs, self._next_seeds)
             self._snapshots: Snapshots = make_snapshots(self._envs)
             self.observation = self._first_observation(self._envs)
 
-    def _first_observation(self, envs: VectorEnv) -> NDArray:
+    def _first_observation(self, envs: Any) -> NDArray:
         episode_seeds = self._seeds.of(self._all_rows, self._episode_number)
         observation, _ = envs.reset(seed=self._snapshots.reset_seed(episode_seeds))
         return observation
@@ -139,6 +154,14 @@ class EpisodeEnvs:
         self._snapshots.forget(rows)
         return self._seeds.of(rows, self._episode_number[rows] + 1)
 
+    def _seeds_anew(self, rows: NDArray[np.intp]) -> NDArray[np.int64]:
+        """Give up the episodes of `rows`, which could not be begun, for the next; their seeds."""
+        if not self._is_stepping:
+            self._episode_number[rows] += 1
+            return self._seeds.of(rows, self._episode_number[rows])
+        self._given_up[rows] += 1
+        return self._seeds.of(rows, self._episode_number[rows] + 1 + self._given_up[rows])
+
     def step(self, actions: NDArray) -> Step:
         """`step_into` memory of its own."""
         size, observation = self.num_envs, self.task.observation
@@ -147,32 +170,35 @@ class EpisodeEnvs:
             reward=np.empty(size, np.float32),
             terminated=np.empty(size, np.bool_),
             truncated=np.empty(size, np.bool_),
+            ended=np.empty(size, np.bool_),
             valid=np.empty(size, np.bool_),
             episode_number=np.empty(size, np.int64),
             episode_return=np.empty(size, np.float64),
             episode_length=np.empty(size, np.int64),
         )
         finals = self.step_into(actions, into)
-        return Step(*into, *finals)
+        return Step(*into[:-1], *finals)
 
     def step_into(self, actions: NDArray, into: Rows) -> Finals:
         """Act in every environment and write down what came of it.
 
         Args:
-            actions: [B, ...]; box actions outside their bounds are clipped, the environment's copy only.
+            actions: [B, ...] in their stored form; for the environment, those outside the bounds of a box are clipped.
             into: overwritten.
         """
         assert self._envs is not None, "an actor without environments has nothing to step"
-        if self._low is not None:
-            actions = actions.clip(self._low, self._high)
         self._snapshots.record(actions)
+        self._is_stepping = True
         transition = self._stepper.step(actions)
+        self._is_stepping = False
         self.rows += 1
         self.observation = transition.observation
         into.observation[...] = transition.observation
         into.reward[...] = transition.reward
         into.terminated[...] = transition.terminated
         into.truncated[...] = transition.truncated
+        into.ended[...] = False
+        into.ended[transition.ended_rows] = True
         self._count(transition, into)
         return Finals(transition.final_observations, transition.final_rows)
 
@@ -190,10 +216,22 @@ class EpisodeEnvs:
         into.episode_number[...] = number
         into.episode_return[...] = return_
         into.episode_length[...] = length
-        if len(ended := transition.ended_rows):
-            number[ended] += 1
-            return_[ended] = 0.0
-            length[ended] = 0
+        if into.discounted_return is not None:
+            self._discount(transition, into.discounted_return)
+        if len(begun := transition.begun_rows):
+            number[begun] += 1 + self._given_up[begun]
+            self._given_up[begun] = 0
+            return_[begun] = 0.0
+            length[begun] = 0
+
+    def _discount(self, transition: Transition, into: NDArray[np.float64]) -> None:
+        """Add a step to the discounted returns, and begin those after an end or a life lost."""
+        total = self._discounted_return
+        total *= self._gamma
+        total += transition.reward if transition.valid is None else np.where(transition.valid, transition.reward, 0.0)
+        into[...] = total
+        total[transition.terminated | transition.truncated] = 0.0
+        total[transition.begun_rows] = 0.0
 
     def state(self) -> dict[str, NDArray]:
         """Where every environment stands; each array's first axis is the environment, but for ragged ones.
@@ -205,6 +243,7 @@ class EpisodeEnvs:
             "episode_number": self._episode_number.copy(),
             "episode_return": self._episode_return.copy(),
             "episode_length": self._episode_length.copy(),
+            "discounted_return": self._discounted_return.copy(),
             "rows": np.full(self.num_envs, self.rows, np.int64),
         }
         if self._envs is not None:
@@ -223,6 +262,7 @@ class EpisodeEnvs:
         self._episode_number[:] = state["episode_number"]
         self._episode_return[:] = state["episode_return"]
         self._episode_length[:] = state["episode_length"]
+        self._discounted_return[:] = state["discounted_return"]
         self._first_observation(self._envs)
         episode_seeds = self._seeds.of(self._all_rows, self._episode_number)
         reached, restored = self._snapshots.restore(state, episode_seeds)
@@ -238,15 +278,10 @@ class EpisodeEnvs:
         self._episode_number[rows] += 1
         self._episode_return[rows] = 0.0
         self._episode_length[rows] = 0
+        self._discounted_return[rows] = 0.0
         self.observation[rows] = self._snapshots.begin(rows, new_seeds)
 
     def close(self) -> None:
         """Close the environments."""
         if self._envs is not None:
             self._envs.close()
-
-
-def _bounds(task: Task) -> tuple[NDArray | None, NDArray | None]:
-    if task.action.kind == "discrete":
-        return None, None
-    return np.array(task.action.low, np.float32), np.array(task.action.high, np.float32)

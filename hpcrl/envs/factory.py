@@ -1,21 +1,28 @@
-"""Makes vector environments from an id, and describes their spaces as plain data."""
+"""Makes vector environments of a world, and describes their spaces as plain data."""
 
 from __future__ import annotations
 
-import copy
 import importlib
 import math
+from functools import partial
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
+from hpcrl.envs.atari import is_atari, make_atari_vector
+from hpcrl.envs.codec import action_space
+from hpcrl.envs.isolated import IsolatedEnv, Recipe, make
 from hpcrl.envs.native_cartpole import SeededCartPole
+from hpcrl.envs.rebuilding import FragileEnvs, Restarts
 from hpcrl.envs.registration import register_environments
-from hpcrl.envs.sequential import SequentialEnvs
-from hpcrl.errors import ConfigError
-from hpcrl.spaces import Space, Task
+from hpcrl.envs.sequential import SequentialEnvs, stored_observation
+from hpcrl.envs.stored import StoredForm
+from hpcrl.envs.world import World
+from hpcrl.errors import ConfigError, HpcrlError
+from hpcrl.spaces import ACTION_MASK, Task
 
 #: Environments whose native form is replaced by ours, with a stream of its own for each sub-environment.
 _SEEDED_NATIVE = {"CartPole-v0": SeededCartPole, "CartPole-v1": SeededCartPole}
@@ -34,73 +41,92 @@ def find_spec(env_id: str) -> EnvSpec:
         raise ConfigError(f"--env {env_id!r} is not a registered Gymnasium environment: {reason}") from None
 
 
-def make_vector_env(env_id: str, num_envs: int, vector: str) -> VectorEnv:
+def make_vector_env(world: World, num_envs: int, task: Task | None = None, restarts: Restarts | None = None) -> Any:
     """A vector environment of `num_envs` >= 1 sub-environments, without autoreset where that is offered.
 
     Args:
-        env_id: Gymnasium id.
+        world: which.
         num_envs: sub-environments.
-        vector: "sync" or "native".
+        task: spaces of a sub-environment, where they are known.
+        restarts: counts environments that break; by default those of this vector environment alone.
+
+    Returns:
+        a vector environment whose observations and actions are in their stored form.
 
     Raises:
         ConfigError: unknown id, no native form, or an environment that can't be made.
     """
-    spec = find_spec(env_id)
+    if is_atari(world.env_id):
+        return _make_atari(world, num_envs)
+    mask_size = 0 if task is None else task.info_mask_size
+    _find(world.env_id)
     try:
-        if vector == "native":
-            return _make_native(spec, num_envs)
-        # Wrappers that check cost as much as a small environment: `describe_task` looks at the spaces once, and nothing
-        # here steps an environment before it is reset.
-        spec = copy.copy(spec)
-        spec.order_enforce = False
-        maker = lambda: gym.make(spec, disable_env_checker=True)  # noqa: E731
-        return SequentialEnvs([maker] * num_envs)
+        if world.vector == "native":
+            return _make_native(find_spec(world.env_id), num_envs, mask_size)
+        recipe = Recipe(world.env_id)
+        if not world.is_fragile:
+            return SequentialEnvs([partial(make, recipe)] * num_envs, mask_size)
+        maker = partial(IsolatedEnv, recipe, world.timeout_s) if world.isolated else partial(make, recipe)
+        return FragileEnvs([maker] * num_envs, world.timeout_s, restarts or Restarts(world.restarts), mask_size)
+    except HpcrlError:
+        raise
     except (gym.error.Error, ImportError, TypeError) as error:
-        raise ConfigError(f"--env {env_id!r} can't be made: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"--env {world.env_id!r} can't be made: {' '.join(str(error).split())}") from error
 
 
-def _make_native(spec: EnvSpec, num_envs: int) -> VectorEnv:
+def _make_atari(world: World, num_envs: int) -> VectorEnv:
+    if world.is_fragile:
+        raise ConfigError(
+            f"--isolated, --env-restarts and --env-timeout are for environments that may break, {world.env_id} does not"
+        )
+    return make_atari_vector(world.env_id, num_envs, world.atari)
+
+
+def _find(env_id: str) -> EnvSpec | None:
+    """The registration of `env_id`; None where it names a function that makes environments."""
+    module, _, name = env_id.rpartition(":")
+    return None if module and callable(_attribute(env_id, module, name)) else find_spec(env_id)
+
+
+def _attribute(env_id: str, module: str, name: str) -> Any:
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ConfigError(f"--env {env_id!r} can't be imported: {error}") from None
+
+
+def _make_native(spec: EnvSpec, num_envs: int, mask_size: int) -> Any:
     if spec.id in _SEEDED_NATIVE:
         return _SEEDED_NATIVE[spec.id](num_envs=num_envs, max_episode_steps=spec.max_episode_steps or 500)
     if spec.vector_entry_point is None:
         raise ConfigError(f"--vector native: {spec.id} has no vector form of its own, use --vector sync")
-    return gym.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point")
+    envs = gym.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point")
+    return StoredForm(envs, mask_size)
 
 
-def describe_task(env_id: str, vector: str) -> Task:
+def describe_task(world: World) -> Task:
     """Spaces and limits of one environment, found by making it once.
 
     Raises:
-        ConfigError: a space that no policy of ours can handle, or an unknown autoreset mode.
+        ConfigError: a space that no policy of ours can handle.
     """
-    envs = make_vector_env(env_id, 1, vector)
+    envs = make_vector_env(world, 1)
     try:
-        seeded = vector == "sync" or isinstance(envs, SeededCartPole)
+        info = envs.first_info() if hasattr(envs, "first_info") else {}
+        mask_size = int(np.size(info[ACTION_MASK])) if ACTION_MASK in info else 0
         return Task(
-            observation=_observation_space(envs.single_observation_space),
-            action=_action_space(envs.single_action_space),
-            max_episode_steps=find_spec(env_id).max_episode_steps,
-            layout_invariant=seeded,
+            observation=stored_observation(envs.single_observation_space, mask_size),
+            action=action_space(envs.single_action_space),
+            max_episode_steps=_max_episode_steps(world),
+            layout_invariant=world.vector == "sync" or hasattr(envs, "reset_rows"),
+            info_mask_size=mask_size,
         )
     finally:
         envs.close()
 
 
-def _observation_space(space: gym.Space) -> Space:
-    if isinstance(space, gym.spaces.Discrete):
-        return Space("discrete", (), "int64", int(space.n))
-    if isinstance(space, gym.spaces.Box) and math.prod(space.shape) > 0:
-        # Networks compute in float32; storing more would only make unrolls larger.
-        dtype = "float32" if np.issubdtype(space.dtype, np.floating) else np.dtype(space.dtype).name
-        return Space("box", space.shape, dtype)
-    raise ConfigError(f"observations must be a Box or Discrete space, got {space}")
-
-
-def _action_space(space: gym.Space) -> Space:
-    if isinstance(space, gym.spaces.Discrete):
-        return Space("discrete", (), "int64", int(space.n))
-    if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating) and len(space.shape) == 1:
-        return Space(
-            "box", space.shape, "float32", low=tuple(map(float, space.low)), high=tuple(map(float, space.high))
-        )
-    raise ConfigError(f"actions must be a Discrete space or a one-dimensional Box of floats, got {space}")
+def _max_episode_steps(world: World) -> int | None:
+    if is_atari(world.env_id):
+        return math.ceil(world.atari.max_frames / world.atari.frame_skip)
+    spec = _find(world.env_id)
+    return None if spec is None else spec.max_episode_steps

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-GRID_NAVIGATION_ID = "GridNavigation-v0"
+_ENTRY_POINTS = {
+    "GridNavigation-v0": "hpcrl.envs.grid_navigation:GridNavigation",
+    "MemoryCue-v0": "hpcrl.envs.memory_cue:MemoryCue",
+}
 
 
 def register_environments() -> None:
-    """Registers GridNavigation-v0 with Gymnasium, once however often it is called.
+    """Registers GridNavigation-v0 and MemoryCue-v0 with Gymnasium, once however often it is called.
 
-    It has no `max_episode_steps`, as the environment counts its own: the limit depends on the grid's size.
+    They have no `max_episode_steps`, as they count their own: how long an episode is depends on their arguments.
     """
     # Only this submodule: a plugin loader may call while the gymnasium package itself is half imported.
     from gymnasium.envs.registration import register, registry
 
-    if GRID_NAVIGATION_ID not in registry:
-        register(id=GRID_NAVIGATION_ID, entry_point="hpcrl.envs.grid_navigation:GridNavigation")
+    for name, entry_point in _ENTRY_POINTS.items():
+        if name not in registry:
+            register(id=name, entry_point=entry_point)

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
+from hpcrl.envs.sequential import SequentialEnvs
 from hpcrl.errors import CheckpointError
 
 #: Wrappers without state of their own, beyond the time limit that is restored apart.
@@ -58,7 +59,7 @@ def make_snapshots(envs: VectorEnv) -> Snapshots:
     """The most exact way that `envs` offers."""
     if hasattr(envs, "get_state") and hasattr(envs, "set_state"):
         return _VectorStateSnapshots(envs)
-    if not isinstance(envs, SyncVectorEnv):
+    if not isinstance(envs, SequentialEnvs):
         return _NoSnapshots(envs)
     return _StateSnapshots(envs) if all(map(_has_state, envs.envs)) else _ReplaySnapshots(envs)
 
@@ -126,7 +127,7 @@ class _VectorStateSnapshots(_SeededSnapshots):
 class _StateSnapshots(_SeededSnapshots):
     """Every sub-environment has `get_state` and `set_state`; the time limit around it is ours to restore."""
 
-    def __init__(self, envs: SyncVectorEnv) -> None:
+    def __init__(self, envs: SequentialEnvs) -> None:
         self._envs = envs
 
     def state(self) -> dict[str, NDArray]:
@@ -153,7 +154,7 @@ class _StateSnapshots(_SeededSnapshots):
 class _ReplaySnapshots(_SeededSnapshots):
     """Replays the running episodes from their seeds, if environments are deterministic given seed and actions."""
 
-    def __init__(self, envs: SyncVectorEnv) -> None:
+    def __init__(self, envs: SequentialEnvs) -> None:
         self._envs = envs
         self._log: list[NDArray] = []  # actions [B, ...] of each step since the oldest running episode began
         self._start = np.zeros(envs.num_envs, np.int64)  # where in the log each running episode begins
@@ -177,8 +178,8 @@ class _ReplaySnapshots(_SeededSnapshots):
     def state(self) -> dict[str, NDArray]:
         counts = len(self._log) - self._start
         episodes = [step[row] for row, start in enumerate(self._start) for step in self._log[start:]]
-        shape, dtype = self._envs.single_action_space.shape or (), self._envs.single_action_space.dtype
-        actions = np.array(episodes, dtype).reshape(-1, *shape)
+        stored = self._envs.stored_action
+        actions = np.array(episodes, stored.dtype).reshape(-1, *stored.shape)
         return {"replay_counts": counts, "replay_actions": actions}
 
     def restore(
@@ -188,10 +189,17 @@ class _ReplaySnapshots(_SeededSnapshots):
         if counts.sum() != len(actions) or (counts < 0).any():
             raise CheckpointError(f"the checkpoint names {counts.sum()} actions to replay but holds {len(actions)}")
         episodes = np.split(actions, np.cumsum(counts)[:-1])
-        rows = zip(self._envs.envs, episode_seeds, episodes, state["observation"], strict=True)
-        reached = np.array([_replay(env, int(seed), episode, stored) for env, seed, episode, stored in rows])
+        rows = zip(episode_seeds, episodes, state["observation"], strict=True)
+        reached = np.array([self._replay(row, *episode) for row, episode in enumerate(rows)])
         self._remember(episodes)
         return reached, Restored(by_replay=int(reached.sum()), begun_anew=int((~reached).sum()))
+
+    def _replay(self, row: int, seed: np.int64, actions: NDArray, stored: NDArray) -> bool:
+        """Play `actions` from the episode's seed on; whether that leads to the `stored` observation."""
+        observation = self._envs.replay(row, int(seed), actions)
+        if observation is None:
+            return False
+        return np.array_equal(observation, stored, equal_nan=stored.dtype.kind == "f")
 
     def _remember(self, episodes: list[NDArray]) -> None:
         longest = max(len(episode) for episode in episodes)
@@ -202,18 +210,7 @@ class _ReplaySnapshots(_SeededSnapshots):
         self._start = np.array([longest - len(episode) for episode in episodes], np.int64)
 
     def begin(self, rows: NDArray[np.intp], episode_seeds: NDArray[np.int64]) -> NDArray:
-        resets = [self._envs.envs[row].reset(seed=int(seed))[0] for row, seed in zip(rows, episode_seeds, strict=True)]
-        return np.stack(resets)
-
-
-def _replay(env: gym.Env, seed: int, actions: NDArray, stored: NDArray) -> bool:
-    """Play `actions` from the episode's seed on; whether that leads to the `stored` observation."""
-    observation, _ = env.reset(seed=seed)
-    for action in actions:
-        observation, _, terminated, truncated, _ = env.step(action)
-        if terminated or truncated:
-            return False
-    return np.array_equal(np.asarray(observation, stored.dtype), stored, equal_nan=stored.dtype.kind == "f")
+        return self._envs.reset_rows(rows, episode_seeds)
 
 
 def _has_state(env: gym.Env) -> bool:

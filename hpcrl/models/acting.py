@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from hpcrl.models.encoders import MLP
 from hpcrl.models.policy import Policy
 
 
@@ -16,16 +17,19 @@ class ActingNetwork:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        self._is_folded = isinstance(policy.encoder, MLP) and policy.core is None
         self.refresh()
 
     def refresh(self) -> None:
         """Take over the policy's weights as they are now."""
-        self._network = self._policy.encoder.fold(self._policy.head)
+        if self._is_folded:
+            assert isinstance(self._policy.encoder, MLP)
+            self._network = self._policy.encoder.fold(self._policy.head)
 
-    def parameters_of(self, observation: Tensor) -> Tensor:
-        """`Policy.parameters_of` up to rounding: observations [B, *shape] -> parameters float32 [B, P].
-
-        To be called under `torch.inference_mode`.
-        """
-        rows = self._policy.encoder.rows_of(observation)
-        return self._policy.head.parameters_of(self._network(rows).t())
+    def step(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """`Policy.step` up to rounding. To be called under `torch.inference_mode`."""
+        if not self._is_folded:
+            return self._policy.step(observation, state)
+        seen = self._policy.inputs(observation)
+        parameters = self._policy.head.parameters_of(self._network(seen.rows).t())
+        return parameters if seen.mask is None else self._policy.head.masked(parameters, seen.mask), state

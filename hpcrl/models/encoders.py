@@ -1,29 +1,52 @@
-"""Encoders: observations [..., *shape] of any number of leading axes, through hidden layers, to heads."""
+"""Encoders: what is seen of observations, through layers, to features or straight to heads."""
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpcrl.config import TrainConfig
+from hpcrl.errors import ConfigError
 from hpcrl.models.fused import Folded, Layer, fold, perceptron
-from hpcrl.spaces import Space
+from hpcrl.models.images import ImpalaDeep, ImpalaShallow, NatureCNN
+from hpcrl.models.inputs import Inputs, Seen
+
+_IMAGE_ENCODERS: dict[str, Any] = {"nature": NatureCNN, "impala": ImpalaShallow, "impala-deep": ImpalaDeep}
 
 
-class MLP(nn.Module):
-    """Fully connected layers over a flattened box or a one-hot discrete observation.
+class Encoder(nn.Module, ABC):
+    """Maps what is seen to features.
 
     Attributes:
-        num_features: F, width of the last hidden layer.
+        num_features: F.
     """
 
-    def __init__(self, space: Space, hidden_sizes: Sequence[int], activation: str) -> None:
+    num_features: int
+
+    @abstractmethod
+    def features(self, seen: Seen) -> Tensor:
+        """What is seen of N observations -> features float32 [N, F]."""
+
+    def forward(self, seen: Seen, *heads: nn.Linear) -> tuple[Tensor, ...]:
+        """What is seen of N observations -> what each head makes of the features, float32 [N, out_features]."""
+        features = self.features(seen)
+        return tuple(functional.linear(features, head.weight, head.bias) for head in heads)
+
+
+class MLP(Encoder):
+    """Fully connected layers over rows of numbers, an activation behind each."""
+
+    def __init__(self, num_inputs: int, hidden_sizes: Sequence[int], activation: str) -> None:
         super().__init__()
-        self._space = space
-        widths = [space.num_choices if space.kind == "discrete" else space.size, *hidden_sizes]
+        widths = [num_inputs, *hidden_sizes]
         linears = [nn.Linear(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(widths)]
         self.layers = nn.ModuleList(linears)
         # Kept: for a few environments a module's search for its parameters takes as long as a product.
@@ -31,27 +54,103 @@ class MLP(nn.Module):
         self._activation = activation
         self.num_features = widths[-1]
 
-    def forward(self, observation: Tensor, *heads: nn.Linear) -> tuple[Tensor, ...]:
-        """Observation [..., *shape] -> what each head makes of its features, float32 [..., out_features].
+    def features(self, seen: Seen) -> Tensor:
+        if not self._hidden:
+            return seen.rows
+        columns = perceptron(seen.rows, self._hidden[:-1], self._hidden[-1], self._activation)
+        return torch.tanh(columns.t()) if self._activation == "tanh" else torch.relu(columns.t())
 
-        The heads share one product, and lie in memory column after column.
-        """
-        leading = observation.shape[: observation.dim() - len(self._space.shape)]
-        columns = perceptron(self.rows_of(observation), self._hidden, _joined(heads), self._activation)
+    def forward(self, seen: Seen, *heads: nn.Linear) -> tuple[Tensor, ...]:
+        """As `Encoder.forward`. The heads share one product, and lie in memory column after column."""
+        columns = perceptron(seen.rows, self._hidden, _joined(heads), self._activation)
         pieces = columns.split([head.out_features for head in heads]) if len(heads) > 1 else (columns,)
-        if len(leading) == 1:
-            return tuple(piece.t() for piece in pieces)
-        return tuple(piece.t().reshape(*leading, len(piece)) for piece in pieces)
+        return tuple(piece.t() for piece in pieces)
 
     def fold(self, head: nn.Linear) -> Folded:
-        """The layers and one head, prepared for many calls with the weights of now; maps `rows_of` observations."""
+        """The layers and one head, prepared for many calls with the weights of now; maps rows float32 [N, in]."""
         return fold(self._hidden, _joined([head]), self._activation)
 
-    def rows_of(self, observation: Tensor) -> Tensor:
-        """What the first layer sees of observations [..., *shape]: float32 [N, in]."""
-        if self._space.kind == "discrete":
-            return functional.one_hot(observation.reshape(-1), self._space.num_choices).float()
-        return observation.reshape(-1, self._space.size).to(torch.float32)
+
+class MixedEncoder(Encoder):
+    """A convolutional network for each image, beside fully connected layers for all the rest."""
+
+    def __init__(self, networks: Sequence[Any], vectors: MLP | None) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.vectors = vectors
+        self.num_features = sum(network.num_features for network in networks)
+        self.num_features += 0 if vectors is None else vectors.num_features
+
+    def features(self, seen: Seen) -> Tensor:
+        parts = [network(image) for network, image in zip(self.networks, seen.images, strict=True)]
+        if self.vectors is not None:
+            parts.append(self.vectors.features(seen))
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+class OwnEncoder(Encoder):
+    """A user's own module: `module(rows, *images) -> features float32 [N, module.num_features]`."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        super().__init__()
+        self.module = module
+        self.num_features = _checked_features(module, name)
+
+    def features(self, seen: Seen) -> Tensor:
+        return self.module(seen.rows, *seen.images)
+
+
+def make_encoder(inputs: Inputs, config: TrainConfig) -> Encoder:
+    """The encoder that `config.model` names, for what `inputs` gives.
+
+    Raises:
+        ConfigError: an unknown model, or one that doesn't fit the observations.
+    """
+    name = config.model
+    if ":" in name:
+        return _own_encoder(inputs, config)
+    if name == "auto":
+        name = "nature" if inputs.images else "mlp"
+    if name != "mlp" and name not in _IMAGE_ENCODERS:
+        expected = ", ".join(["auto", "mlp", *_IMAGE_ENCODERS])
+        raise ConfigError(f"--model must be one of {expected}, or package.module:Class, got {config.model!r}")
+    if (name == "mlp") == bool(inputs.images):
+        what = "images" if inputs.images else "no image"
+        raise ConfigError(f"--model {name} doesn't fit observations with {what} in them")
+    vectors = MLP(inputs.num_inputs, config.hidden_sizes, config.activation) if inputs.num_inputs else None
+    if name == "mlp":
+        assert vectors is not None, "an observation without images has numbers"
+        return vectors
+    return MixedEncoder([_IMAGE_ENCODERS[name](space.shape) for space in inputs.images], vectors)
+
+
+def _own_encoder(inputs: Inputs, config: TrainConfig) -> OwnEncoder:
+    module, _, name = config.model.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"--model {config.model} can't be imported: {error}") from error
+    # Its first weights are drawn by torch's global generator, which must not depend on what came before.
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(config.seed)
+        made = cls(inputs.num_inputs, tuple(space.shape for space in inputs.images))
+    return OwnEncoder(made, config.model)
+
+
+def _checked_features(module: nn.Module, name: str) -> int:
+    if not isinstance(module, nn.Module) or not isinstance(getattr(module, "num_features", None), int):
+        raise ConfigError(f"--model {name} must make a torch module with a whole number num_features")
+    return module.num_features  # type: ignore[return-value]
+
+
+def initialise(module: nn.Module, gain: float, generator: torch.Generator) -> None:
+    """Orthogonal weights (Saxe et al. 2014) and zero biases of one layer."""
+    nn.init.orthogonal_(module.weight, gain, generator)  # type: ignore[arg-type]
+    nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+
+#: Of layers with an activation behind them.
+HIDDEN_GAIN = math.sqrt(2)
 
 
 def _joined(heads: Sequence[nn.Linear]) -> Layer:

@@ -1,15 +1,19 @@
-"""The policy: an encoder, an action head and a value head, the same object in actors and learners."""
+"""The policy: an encoder, maybe a recurrent core, an action head and a value head; the same in actors and learners."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hpcrl.config import TrainConfig
+from hpcrl.models.cores import make_core
 from hpcrl.models.distributions import make_head
-from hpcrl.models.encoders import MLP
+from hpcrl.models.encoders import HIDDEN_GAIN, OwnEncoder, initialise, make_encoder
+from hpcrl.models.frames import stack_sequence, stacked_space
+from hpcrl.models.inputs import Inputs
+from hpcrl.models.sequence import Evaluation, Sequence
 from hpcrl.spaces import Task
 
 
@@ -18,53 +22,122 @@ class Policy(nn.Module):
 
     Attributes:
         head: the distribution over actions.
+        space: of what the policy sees: observations, stacked where frames are.
+        state_size: S, numbers of an environment's recurrent state; 0 without a core.
+        num_history: frames before the newest that it sees.
     """
 
-    def __init__(self, task: Task, hidden_sizes: Sequence[int], activation: str, shared_encoder: bool) -> None:
+    def __init__(self, task: Task, config: TrainConfig) -> None:
         super().__init__()
-        self.encoder = MLP(task.observation, hidden_sizes, activation)
-        self.value_encoder = None if shared_encoder else MLP(task.observation, hidden_sizes, activation)
-        self.head = make_head(task.action, self.encoder.num_features)
-        self.value_head = nn.Linear(self.encoder.num_features, 1)
+        self._frame = task.observation
+        self.num_history = config.frame_stack - 1
+        self.space = stacked_space(task.observation, config.frame_stack)
+        self.inputs = Inputs(self.space, config.normalise_observations)
+        is_shared = config.shared_encoder
+        if is_shared is None:
+            is_shared = config.core != "none" or bool(self.inputs.images)
+        self.encoder = make_encoder(self.inputs, config)
+        self.value_encoder = None if is_shared else make_encoder(self.inputs, config)
+        width = self.encoder.num_features
+        self.core: Any = None if config.core == "none" else make_core(config.core, width, config.core_size)
+        self.state_size = 0 if self.core is None else self.core.state_size
+        width = width if self.core is None else self.core.num_features
+        self.head = make_head(task.action, width)
+        self.value_head = nn.Linear(width, 1)
 
     def initialise(self, seed: int) -> None:
-        """Orthogonal weights (Saxe et al. 2014), nearly uniform actions, zero biases; a function of `seed` alone."""
+        """Orthogonal weights, nearly uniform actions, zero biases; a function of `seed` alone."""
         generator = torch.Generator().manual_seed(seed)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                gain = 0.01 if module is self.head else 1.0 if module is self.value_head else math.sqrt(2)
-                nn.init.orthogonal_(module.weight, gain, generator)
-                nn.init.zeros_(module.bias)
+        self._initialise(self, generator)
+
+    def _initialise(self, module: nn.Module, generator: torch.Generator) -> None:
+        if module is self.core:
+            self.core.initialise(generator)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            gain = 0.01 if module is self.head else 1.0 if module is self.value_head else HIDDEN_GAIN
+            initialise(module, gain, generator)
+        # A user's own encoder has its own way.
+        elif not isinstance(module, OwnEncoder):
+            for child in module.children():
+                self._initialise(child, generator)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """Observation [..., *shape] -> (action parameters [..., P], value float32 [...])."""
-        if self.value_encoder is None:
-            output, value = self.encoder(observation, self.head, self.value_head)
-        else:
-            (output,), (value,) = self.encoder(observation, self.head), self.value_encoder(observation, self.value_head)
-        return self.head.parameters_of(output), value.squeeze(-1)
-
-    @torch.inference_mode()
-    def act(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample actions.
+        """What a policy without a core says of elements of `space`.
 
         Args:
-            observation: [B, *shape].
-            noise: uniform float32 [B, noise_size].
+            observation: [..., *space.shape].
 
         Returns:
-            actions [B, ...] and the parameters [B, P] of the distribution that they were drawn from.
+            action parameters [..., P] and value float32 [...].
         """
-        parameters = self.parameters_of(observation)
-        return self.head.sample(parameters, noise), parameters
+        leading = observation.shape[: observation.dim() - len(self.space.shape)]
+        seen = self.inputs(observation.reshape(-1, *self.space.shape))
+        if self.value_encoder is None:
+            output, value = self.encoder(seen, self.head, self.value_head)
+        else:
+            (output,), (value,) = self.encoder(seen, self.head), self.value_encoder(seen, self.value_head)
+        parameters = self._masked(output, seen.mask)
+        if len(leading) == 1:
+            return parameters, value.squeeze(-1)
+        return parameters.reshape(*leading, parameters.shape[-1]), value.reshape(leading)
+
+    def over(self, sequence: Sequence) -> Evaluation:
+        """What the policy says of a sequence: actions and values in its order, and the values of final observations."""
+        time, num_envs = sequence.starts.shape
+        rows = self._rows_of(sequence)
+        parameters, values = self(rows) if self.core is None else self._remember(rows, sequence)
+        split = time * num_envs
+        return Evaluation(
+            parameters[:split].view(time, num_envs, parameters.shape[-1]),
+            values[:split].view(time, num_envs),
+            values[split:],
+        )
+
+    def _rows_of(self, sequence: Sequence) -> Tensor:
+        """All rows of a sequence and then its final observations, as elements of `space`."""
+        if len(sequence.history):
+            return stack_sequence(self._frame, sequence)
+        if not len(sequence.final_observation):
+            return sequence.observation.flatten(0, 1)
+        return torch.cat([sequence.observation.flatten(0, 1), sequence.final_observation])
+
+    def _remember(self, rows: Tensor, sequence: Sequence) -> tuple[Tensor, Tensor]:
+        """Rows [T * B + F, ...] through encoder, core and heads; a final observation follows the state before it."""
+        assert self.core is not None
+        time, num_envs = sequence.starts.shape
+        seen = self.inputs(rows)
+        features = self.encoder.features(seen)
+        split = time * num_envs
+        output, states = self.core(
+            features[:split].view(time, num_envs, features.shape[-1]), sequence.state, sequence.starts
+        )
+        output = output.flatten(0, 1)
+        if len(sequence.final_index):
+            t, b = sequence.final_index.unbind(1)
+            last, _ = self.core.step(features[split:], states[t, b])
+            output = torch.cat([output, last])
+        parameters = self._masked(nn.functional.linear(output, self.head.weight, self.head.bias), seen.mask)
+        return parameters, self.value_head(output).squeeze(-1)
+
+    def _masked(self, output: Tensor, mask: Tensor | None) -> Tensor:
+        parameters = self.head.parameters_of(output)
+        return parameters if mask is None else self.head.masked(parameters, mask)
 
     @torch.inference_mode()
-    def act_greedily(self, observation: Tensor) -> Tensor:
-        """The most likely actions [B, ...]."""
-        return self.head.mode(self.parameters_of(observation))
+    def step(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """What the policy does next.
 
-    @torch.inference_mode()
-    def parameters_of(self, observation: Tensor) -> Tensor:
-        """The parameters [B, P] of the action distributions for observations [B, *shape]."""
-        (output,) = self.encoder(observation, self.head)
-        return self.head.parameters_of(output)
+        Args:
+            observation: [B, *space.shape].
+            state: float32 [B, S], zeros where an episode begins.
+
+        Returns:
+            parameters [B, P] of the action distributions, and the state after this observation float32 [B, S].
+        """
+        seen = self.inputs(observation)
+        if self.core is None:
+            (output,) = self.encoder(seen, self.head)
+        else:
+            features, state = self.core.step(self.encoder.features(seen), state)
+            output = nn.functional.linear(features, self.head.weight, self.head.bias)
+        return self._masked(output, seen.mask), state

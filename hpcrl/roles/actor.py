@@ -16,17 +16,18 @@ from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control, WeightsSubscriber
 from hpcrl.envs.episodes import EpisodeEnvs, unroll_rows
 from hpcrl.envs.restore import Restored
+from hpcrl.envs.task_episodes import TaskEpisodes
 from hpcrl.metrics import EPISODE, Differences, Range
 from hpcrl.models.distributions import ActionHead
-from hpcrl.models.exploration import mix_uniform
 from hpcrl.noise import Purpose, UniformsAhead
 from hpcrl.roles.account import UnrollAccount
 from hpcrl.roles.boundary import Boundary
 from hpcrl.roles.inference import Inference
+from hpcrl.roles.memory import ActingMemory
 from hpcrl.roles.schedule import Schedule
 from hpcrl.roles.snapshot import concatenate_environments, split_environments
 from hpcrl.signals import Requests
-from hpcrl.unroll import Unroll
+from hpcrl.unroll import NO_MEMORY, Memory, Unroll
 
 
 class Actor:
@@ -40,18 +41,20 @@ class Actor:
         epsilon: share of uniformly random actions.
         seed: of the run.
         requests, waiter: of the rank.
+        memory: what its policy remembers.
     """
 
     def __init__(
         self,
         rank: int,
-        groups: Sequence[EpisodeEnvs],
+        groups: Sequence[EpisodeEnvs | TaskEpisodes],
         inference: Inference,
         head: ActionHead,
         epsilon: float,
         seed: int,
         requests: Requests,
         waiter: Waiter,
+        memory: Memory = NO_MEMORY,
     ) -> None:
         self._rank = rank
         self._groups = groups
@@ -60,6 +63,7 @@ class Actor:
         edges = list(accumulate((group.num_envs for group in groups), initial=0))
         self._columns = [slice(first, end) for first, end in pairwise(edges)]
         self.num_envs = edges[-1]
+        self._memories = [ActingMemory(group.task.observation, memory, group.observation.copy()) for group in groups]
         self._noise = [UniformsAhead(seed, group.env_index, Purpose.ACTION, head.noise_size) for group in groups]
         self._slots: dict[int, tuple[Unroll, list[_Views]]] = {}
 
@@ -84,7 +88,8 @@ class Actor:
         self._inference.begin()
         for group, envs in enumerate(self._groups):
             slot[group].first_observation[...] = envs.observation
-            self._inference.ask(group, slot[group].observation[0])
+            self._memories[group].write(slot[group].core_state, slot[group].history)
+            self._ask(group, slot[group].observation[0])
         length = 0
         while length < unroll.length:
             for group in range(len(self._groups)):
@@ -109,12 +114,12 @@ class Actor:
 
     def _step(self, unroll: Unroll, views: _Views, t: int, group: int, behaviour: list[Tensor]) -> None:
         """One step of one group: its actions, and the question for the next ones."""
-        envs, activity = self._groups[group], self._waiter.activity
+        envs, memory, activity = self._groups[group], self._memories[group], self._waiter.activity
         activity.enter(Phase.INFERENCE)
         with torch.inference_mode():
-            parameters, version = self._inference.answer(group)
+            parameters, memory.state, version = self._inference.answer(group)
             if self._epsilon:
-                parameters = mix_uniform(parameters, self._epsilon)
+                parameters = self._head.explore(parameters, self._epsilon)
             noise = torch.from_numpy(self._noise[group].at(envs.rows))
             action = self._head.sample(parameters, noise).numpy()
         views.action[t][...] = action
@@ -125,8 +130,16 @@ class Actor:
         finals = envs.step_into(views.action[t], views.rows[t])
         if len(finals.rows):
             _add_finals(unroll, t, finals.observations, finals.rows + views.columns.start)
+        if memory.is_needed:
+            row = views.rows[t]
+            memory.observe(envs.observation, row.terminated | row.truncated | ~row.valid)
         if t + 1 < unroll.length:
-            self._inference.ask(group, views.observation[t + 1])
+            self._ask(group, views.observation[t + 1])
+
+    def _ask(self, group: int, observation: Tensor) -> None:
+        """The question for the newest observations [b, *shape] of a group."""
+        memory = self._memories[group]
+        self._inference.ask(group, memory.seen(observation), memory.state)
 
     def _finish(self, unroll: Unroll, behaviour: Sequence[Sequence[Tensor]]) -> None:
         """Log-probabilities under the distributions that were sampled, all rows at once, and the first version."""
@@ -142,12 +155,18 @@ class Actor:
 
     def state(self) -> dict[str, NDArray]:
         """Where every environment stands, see `EpisodeEnvs.state`. Local."""
-        return concatenate_environments([group.state() for group in self._groups])
+        both = zip(self._groups, self._memories, strict=True)
+        return concatenate_environments([group.state() | memory.save() for group, memory in both])
 
     def restore(self, state: dict[str, NDArray]) -> Restored:
         """Put every environment where `state` says; CheckpointError where it doesn't fit. Local."""
         parts = split_environments(state, [group.num_envs for group in self._groups])
-        return sum((group.restore(part) for group, part in zip(self._groups, parts, strict=True)), Restored())
+        restored = Restored()
+        for group, memory, part in zip(self._groups, self._memories, parts, strict=True):
+            restored += group.restore(part)
+            begun_anew = group.state()["episode_number"] != part["episode_number"]
+            memory.restore(part, np.array(group.observation, group.task.observation.dtype), begun_anew)
+        return restored
 
     def close(self) -> None:
         """Close the environments. Local."""
@@ -164,6 +183,7 @@ class _Views:
         self.observation = torch.from_numpy(unroll.observation)[:, columns].unbind()
         self.action = list(unroll.action[:, columns])
         self.rows = unroll_rows(unroll, columns)
+        self.core_state, self.history = unroll.core_state[columns], unroll.history[:, columns]
 
 
 def _add_finals(unroll: Unroll, t: int, observations: NDArray, columns: NDArray) -> None:

@@ -21,6 +21,7 @@ from hpcrl.models.policy import Policy
 from hpcrl.roles.actor import Actor
 from hpcrl.roles.batching import batch_of, finished_episodes
 from hpcrl.roles.boundary import Boundary
+from hpcrl.roles.normalising import clip_rewards
 from hpcrl.roles.updates import coefficients, scale_and_clip, standardise, update_metrics
 from hpcrl.unroll import Unroll, UnrollSpec
 
@@ -104,7 +105,8 @@ class AsyncWorker:
         flat.gradient.zero_()
         # A worker standardises its own advantages: nobody waits for the others' sums.
         normalise = partial(standardise, total=lambda sums: sums) if config.normalise_advantages else None
-        loss = LOSSES[config.algorithm](self._policy, batch_of(self._unroll), config, entropy_coef, normalise)
+        batch = clip_rewards(batch_of(self._unroll), config.reward_clip)
+        loss = LOSSES[config.algorithm](self._policy, batch, config, entropy_coef, normalise)
         loss.total.backward()
         sums = dict(zip(STATISTICS, loss.statistics.tolist(), strict=True))
         where = f"the gradient of rank {self._unroll.actor} at version {self._weights.versions[0]}"

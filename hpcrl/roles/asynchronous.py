@@ -16,6 +16,7 @@ from hpcrl.cluster.ranks import Ranks
 from hpcrl.cluster.shards import ShardedWeights, split_weights
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.config import A3CConfig
+from hpcrl.envs.tasks import Group
 from hpcrl.models.acting import ActingNetwork
 from hpcrl.roles.async_rank import AsyncRank
 from hpcrl.roles.async_worker import AsyncWorker
@@ -70,7 +71,9 @@ class AsynchronousStation(Station):
 
     def _make_worker(self, weights: ShardedWeights) -> AsyncWorker:
         block = self._ranks.layout.env_blocks[self._ranks.rank]
-        self.actor = self.make_actor([len(block)], OwnInference(ActingNetwork(self.policy), 1), epsilon=0.0)
+        # A worker without environments has a group without any.
+        groups = self.groups_of(block) or [Group(0, block)]
+        self.actor = self.make_actor(groups, OwnInference(ActingNetwork(self.policy), len(groups)), epsilon=0.0)
         return AsyncWorker(
             self._a3c,
             self.actor,

@@ -11,9 +11,20 @@ from hpcrl.algorithms.batch import Batch
 from hpcrl.metrics import EPISODE
 from hpcrl.roles.inbox import Piece
 from hpcrl.spaces import Task
-from hpcrl.unroll import Unroll, UnrollSpec, aligned_zeros
+from hpcrl.unroll import NO_MEMORY, Memory, Unroll, UnrollSpec, aligned_zeros
 
-_STACKED = ("observation", "action", "reward", "behaviour_log_prob", "terminated", "truncated", "valid")
+#: Fields whose second axis is the environment; those of a batch that are not, one by one below.
+_STACKED = (
+    "observation",
+    "action",
+    "reward",
+    "behaviour_log_prob",
+    "terminated",
+    "truncated",
+    "valid",
+    "history",
+    "discounted_return",
+)
 
 
 class Batcher:
@@ -22,10 +33,11 @@ class Batcher:
     Args:
         task: spaces of one environment.
         unroll_length: T.
+        memory: what its unrolls remember.
     """
 
-    def __init__(self, task: Task, unroll_length: int) -> None:
-        self._task, self._unroll_length = task, unroll_length
+    def __init__(self, task: Task, unroll_length: int, memory: Memory = NO_MEMORY) -> None:
+        self._task, self._unroll_length, self._memory_spec = task, unroll_length, memory
         self._memory = aligned_zeros(0)
         self._shaped: dict[int, dict[str, np.ndarray]] = {}
         self.batch = self._make_batch([])
@@ -36,11 +48,15 @@ class Batcher:
 
     def _make_batch(self, pieces: Sequence[Piece]) -> Batch:
         stacked = self._arrays(sum(piece.end - piece.first for piece in pieces))
+        core_state, env_index = stacked["core_state"], stacked["env_index"]
         finals, indices = [], []
         column = 0
         for unroll, first, end in pieces:
-            for name, array in stacked.items():
-                array[:, column : column + end - first] = getattr(unroll, name)[:, first:end]
+            columns = slice(column, column + end - first)
+            for name in _STACKED:
+                stacked[name][:, columns] = getattr(unroll, name)[:, first:end]
+            core_state[columns] = unroll.core_state[first:end]
+            env_index[columns] = np.arange(first, end) + unroll.spec.first_env
             if unroll.num_finals:
                 index = unroll.final_index[: unroll.num_finals]
                 ours = (index[:, 1] >= first) & (index[:, 1] < end)
@@ -57,13 +73,14 @@ class Batcher:
 
     def _arrays(self, num_columns: int) -> dict[str, np.ndarray]:
         """The fields of a batch of so many columns, over the same memory whatever their number."""
-        spec = UnrollSpec(self._task, self._unroll_length, num_columns, 0, 0)
+        spec = UnrollSpec(self._task, self._unroll_length, num_columns, 0, 0, memory=self._memory_spec)
         if spec.nbytes > self._memory.size:
             self._memory = aligned_zeros(spec.nbytes)
             self._shaped.clear()
         if num_columns not in self._shaped:
             unroll = Unroll(spec, self._memory[: spec.nbytes])
-            self._shaped[num_columns] = {name: getattr(unroll, name) for name in _STACKED}
+            arrays = {name: getattr(unroll, name) for name in (*_STACKED, "core_state")}
+            self._shaped[num_columns] = arrays | {"env_index": np.zeros(num_columns, np.int64)}
         return self._shaped[num_columns]
 
 
@@ -71,7 +88,8 @@ def batch_of(unroll: Unroll) -> Batch:
     """One whole unroll as a batch: views of its memory, no copies."""
     finals = unroll.num_finals
     return Batch(
-        **{name: torch.from_numpy(getattr(unroll, name)) for name in _STACKED},
+        **{name: torch.from_numpy(getattr(unroll, name)) for name in (*_STACKED, "core_state")},
+        env_index=torch.arange(unroll.spec.num_envs) + unroll.spec.first_env,
         final_observation=torch.from_numpy(unroll.final_observation[:finals]),
         final_index=torch.from_numpy(unroll.final_index[:finals]),
     )
@@ -79,7 +97,7 @@ def batch_of(unroll: Unroll) -> Batch:
 
 def finished_episodes(unroll: Unroll) -> np.ndarray:
     """The episodes that ended in an unroll: dtype EPISODE [n]."""
-    t, column = np.nonzero(unroll.terminated | unroll.truncated)
+    t, column = np.nonzero(unroll.ended)
     episodes = np.empty(len(t), EPISODE)
     episodes["env_step"] = unroll.first_env_step + t + 1
     episodes["env_index"] = unroll.spec.first_env + column

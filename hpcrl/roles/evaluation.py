@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpcrl.envs.episodes import EpisodeEnvs
+from hpcrl.envs.task_episodes import make_episodes
+from hpcrl.envs.world import World
+from hpcrl.metrics import Row
 from hpcrl.models.policy import Policy
 from hpcrl.noise import Purpose, uniforms
+from hpcrl.roles.memory import ActingMemory
 from hpcrl.spaces import Task
+from hpcrl.unroll import Memory
 
 #: Episodes that are played side by side.
 _WAVE = 32
@@ -19,7 +23,7 @@ _WAVE = 32
 
 def play_episodes(
     policy: Policy,
-    env_id: str,
+    world: World,
     task: Task,
     episodes: range,
     seed: int,
@@ -30,8 +34,8 @@ def play_episodes(
 
     Args:
         policy: acts; its weights are not changed.
-        env_id: Gymnasium id.
-        task: its spaces.
+        world: which environment.
+        task: of the run.
         episodes: numbers of the episodes.
         seed: of the evaluation.
         deterministic: take the most likely action instead of sampling.
@@ -41,24 +45,54 @@ def play_episodes(
         float64 [n, 2]: return (raw rewards) and length of each episode.
     """
     waves = [range(start, min(start + _WAVE, episodes.stop)) for start in range(episodes.start, episodes.stop, _WAVE)]
-    results = [_play_wave(policy, env_id, task, wave, seed, deterministic, tick) for wave in waves]
+    results = [_play_wave(policy, world, task, wave, seed, deterministic, tick) for wave in waves]
     return np.concatenate(results) if results else np.empty((0, 2))
 
 
+def share(num_tasks: int, num_episodes: int, place: int, count: int) -> list[range]:
+    """Which of the episodes of each task the one at `place` among `count` plays."""
+    first, end = (num_tasks * num_episodes * edge // count for edge in (place, place + 1))
+    starts = [task * num_episodes for task in range(num_tasks)]
+    return [range(*(min(max(edge - start, 0), num_episodes) for edge in (first, end))) for start in starts]
+
+
+def score(env_ids: Sequence[str], results: Sequence[NDArray[np.float64]]) -> Row:
+    """The columns of an evaluation: the means over the tasks of mean and standard deviation, and each task's mean.
+
+    Args:
+        env_ids: of the tasks.
+        results: of each task, as `play_episodes` gives them.
+    """
+    returns = [task[:, 0] for task in results]
+    row = {
+        "eval/episode_return_mean": float(np.mean([task.mean() for task in returns])),
+        "eval/episode_return_std": float(np.mean([task.std() for task in returns])),
+    }
+    if len(env_ids) > 1:
+        means = zip(env_ids, returns, strict=True)
+        row |= {f"eval/episode_return_mean/{env_id}": float(task.mean()) for env_id, task in means}
+    return row
+
+
 def _play_wave(
-    policy: Policy, env_id: str, task: Task, wave: range, seed: int, deterministic: bool, tick: Callable[[], None]
+    policy: Policy, world: World, task: Task, wave: range, seed: int, deterministic: bool, tick: Callable[[], None]
 ) -> NDArray[np.float64]:
-    envs = EpisodeEnvs(env_id, "sync", task, len(wave), wave.start, seed, Purpose.EVALUATION_SEED)
+    envs = make_episodes(world, task, len(wave), wave.start, seed, purpose=Purpose.EVALUATION_SEED)
+    observation = np.array(envs.observation, task.observation.dtype)
+    memory = ActingMemory(task.observation, Memory(policy.state_size, policy.num_history), observation)
     results = np.full((len(wave), 2), np.nan)
     while np.isnan(results[:, 1]).any():
-        observation = torch.from_numpy(np.asarray(envs.observation, task.observation.dtype))
+        seen = memory.seen(torch.from_numpy(observation))
+        parameters, memory.state = policy.step(seen, memory.state)
         if deterministic:
-            action = policy.act_greedily(observation)
+            action = policy.head.mode(parameters)
         else:
             noise = uniforms(seed, envs.env_index, envs.rows, Purpose.EVALUATION_ACTION, policy.head.noise_size)
-            action, _ = policy.act(observation, torch.from_numpy(noise))
+            action = policy.head.sample(parameters, torch.from_numpy(noise))
         step = envs.step(action.numpy())
-        first_end = (step.terminated | step.truncated) & np.isnan(results[:, 1])
+        observation = step.observation
+        memory.observe(observation, step.terminated | step.truncated | ~step.valid)
+        first_end = step.ended & np.isnan(results[:, 1])
         results[first_end, 0] = step.episode_return[first_end]
         results[first_end, 1] = step.episode_length[first_end]
         tick()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,20 +15,37 @@ from hpcrl.cluster.waiting import Waiter
 from hpcrl.models.acting import ActingNetwork
 
 
+class Answer(NamedTuple):
+    """What the network says of a group's observations; parameters and state are valid until the next question.
+
+    Attributes:
+        parameters: float32 [b, P], of the action distributions.
+        state: float32 [b, S], the recurrent state after the observations.
+        version: of the weights, where they are not the actor's own; else None.
+    """
+
+    parameters: Tensor
+    state: Tensor
+    version: int | None
+
+
 class Inference(Protocol):
     """Parameters of action distributions, for each group of an actor's environments apart."""
 
     def begin(self) -> None:
         """Called before every unroll: use the weights at hand. Local."""
 
-    def ask(self, group: int, observation: Tensor) -> None:
-        """Ask for the environments of a group; observation [b, ...] must stay as it is until the answer. Local."""
+    def ask(self, group: int, observation: Tensor, state: Tensor) -> None:
+        """Ask for the environments of a group. Local.
 
-    def answer(self, group: int) -> tuple[Tensor, int | None]:
-        """Parameters float32 [b, P] for the last question, and the version of the weights where it is not the actor's.
-
-        Valid until the next question. Local.
+        Args:
+            group: which.
+            observation: [b, ...], what the policy sees; it and the state must stay as they are until the answer.
+            state: float32 [b, S], the recurrent state before.
         """
+
+    def answer(self, group: int) -> Answer:
+        """To the last question about the group. Local."""
 
 
 class OwnInference:
@@ -36,16 +53,16 @@ class OwnInference:
 
     def __init__(self, network: ActingNetwork, num_groups: int) -> None:
         self._network = network
-        self._questions = [torch.empty(0)] * num_groups
+        self._questions = [(torch.empty(0), torch.empty(0))] * num_groups
 
     def begin(self) -> None:
         self._network.refresh()
 
-    def ask(self, group: int, observation: Tensor) -> None:
-        self._questions[group] = observation
+    def ask(self, group: int, observation: Tensor, state: Tensor) -> None:
+        self._questions[group] = observation, state
 
-    def answer(self, group: int) -> tuple[Tensor, int | None]:
-        return self._network.parameters_of(self._questions[group]), None
+    def answer(self, group: int) -> Answer:
+        return Answer(*self._network.step(*self._questions[group]), None)
 
 
 class LearnerInference:
@@ -53,21 +70,25 @@ class LearnerInference:
 
     def __init__(self, channels: Sequence[QuestionChannel], waiter: Waiter) -> None:
         self._channels, self._waiter = channels, waiter
-        self._answers = [torch.from_numpy(channel.parameters) for channel in channels]
+        self._answers = [
+            (torch.from_numpy(channel.parameters), torch.from_numpy(channel.next_state)) for channel in channels
+        ]
 
     def begin(self) -> None:
         """Nothing to do: the learner knows its weights."""
 
-    def ask(self, group: int, observation: Tensor) -> None:
+    def ask(self, group: int, observation: Tensor, state: Tensor) -> None:
         channel = self._channels[group]
         channel.observation[:] = observation.numpy()
+        channel.state[:] = state.numpy()
         channel.ask()
 
-    def answer(self, group: int) -> tuple[Tensor, int | None]:
+    def answer(self, group: int) -> Answer:
         channel = self._channels[group]
         self._waiter.until(channel.is_answered)
         # Kept for the log-probabilities of the whole unroll, while the channel's memory is used again.
-        return self._answers[group].clone(), int(channel.version[0])
+        parameters, state = self._answers[group]
+        return Answer(parameters.clone(), state.clone(), int(channel.version[0]))
 
 
 class AnsweringService:
@@ -99,12 +120,14 @@ class AnsweringService:
         with self._waiter.activity.during(Phase.INFERENCE):
             self._take_new_weights()
             observation = np.concatenate([channel.observation for channel in asking])
+            state = np.concatenate([channel.state for channel in asking])
             with torch.inference_mode():
-                parameters = self._network.parameters_of(torch.from_numpy(observation)).numpy()
+                parameters, next_state = self._network.step(torch.from_numpy(observation), torch.from_numpy(state))
             first = 0
             for channel in asking:
                 count = len(channel.observation)
-                channel.parameters[:] = parameters[first : first + count]
+                channel.parameters[:] = parameters[first : first + count].numpy()
+                channel.next_state[:] = next_state[first : first + count].numpy()
                 channel.version[0] = self._version
                 channel.reply()
                 first += count

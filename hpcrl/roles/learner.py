@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcrl.activity import Phase
 from hpcrl.algorithms.batch import Batch
 from hpcrl.algorithms.loss import STATISTICS, Targets
+from hpcrl.algorithms.minibatches import minibatches
 from hpcrl.algorithms.optimizers import make_optimizer
-from hpcrl.algorithms.registry import LOSSES
+from hpcrl.algorithms.ppo import clip_range_at, is_too_far, ppo_loss, ppo_targets
+from hpcrl.algorithms.registry import LOSSES, LossFunction
 from hpcrl.cluster.collectives import sum_over
 from hpcrl.cluster.gradients import check_in_sync, sum_gradients
 from hpcrl.cluster.mpi import Comm
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control, WeightsPublisher
-from hpcrl.config import ActorCriticConfig, ImpalaConfig
+from hpcrl.config import ActorCriticConfig, ImpalaConfig, PPOConfig
 from hpcrl.metrics import UPDATE_METRICS, Differences, MeanReducer, Range
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
 from hpcrl.roles.account import UnrollAccount
 from hpcrl.roles.boundary import Boundary, decide, due_at_start
 from hpcrl.roles.intake import Intake
+from hpcrl.roles.normalising import Normalisers
 from hpcrl.roles.schedule import Schedule
 from hpcrl.roles.updates import coefficients, scale_and_clip, standardise, update_metrics
 
@@ -34,6 +39,7 @@ class Learner:
     Attributes:
         policy, flat, optimizer: what is learned; the same on all learners.
         intake: where batches come from.
+        normalisers: of observations and rewards.
         env_steps: environment steps learned from, over all learners.
         learner_updates: optimizer steps.
     """
@@ -53,6 +59,7 @@ class Learner:
         self.policy, self.flat = policy, flat
         self.optimizer = make_optimizer(flat.weights, config)
         self.intake, self._publisher, self._waiter = intake, publisher, waiter
+        self.normalisers = Normalisers(config, policy, self._total)
         self.env_steps = self.learner_updates = 0
         self._reducer = MeanReducer(UPDATE_METRICS)
         self._unrolls_cut = 0
@@ -70,9 +77,9 @@ class Learner:
         """One batch: unrolls in, updates, weights out. Collective over the learners."""
         agreed = self.intake.next(self.learner_updates, self._oldest_version())
         if agreed.steps:
-            targets: Targets | None = None
-            for _ in range(self.config.num_epochs):
-                targets = self._update(self.intake.batcher.batch, targets)
+            batch = self.normalisers.prepare(self.intake.batcher.batch)
+            self._learn_from(batch)
+            self.normalisers.observe(batch)
             self.env_steps += agreed.steps
         self._unrolls_cut += agreed.cut
         self._stop |= agreed.stop
@@ -96,37 +103,68 @@ class Learner:
         self._save = False
         return flags
 
-    def _update(self, batch: Batch, targets: Targets | None) -> Targets | None:
-        self._waiter.activity.enter(Phase.LEARNING)
-        targets = self._learn(batch, targets)
-        self.learner_updates += 1
-        self._waiter.activity.beat(update=self.learner_updates)
-        self._check_in_sync()
-        return targets
+    def _learn_from(self, batch: Batch) -> None:
+        """All updates of a batch. Collective over the learners."""
+        if isinstance(self.config, PPOConfig):
+            self._learn_in_minibatches(batch, self.config)
+            return
+        targets: Targets | None = None
+        for _ in range(self.config.num_epochs):
+            targets, sums = self._compute_gradient(LOSSES[self.config.algorithm], batch, targets)
+            self._step(sums)
 
-    def _learn(self, batch: Batch, targets: Targets | None) -> Targets | None:
-        """Loss, backward, allreduce, clip, step; targets for the next epoch. Collective over the learners."""
+    def _learn_in_minibatches(self, batch: Batch, config: PPOConfig) -> None:
+        self._waiter.activity.enter(Phase.LEARNING)
+        loss = partial(ppo_loss, clip_range=clip_range_at(config, self.env_steps))
+        targets = ppo_targets(self.policy, batch, config)
+        for part in minibatches(batch, targets, config, self.env_steps, whole_columns=self.policy.state_size > 0):
+            _, sums = self._compute_gradient(loss, part.batch, part.targets)
+            if is_too_far(config, sums):
+                break
+            # A minibatch may hold ignored rows only.
+            if sums["steps"]:
+                self._step(sums)
+
+    def _compute_gradient(
+        self, loss_function: LossFunction, batch: Batch, targets: Targets | None
+    ) -> tuple[Targets | None, dict[str, float]]:
+        """Loss, backward, allreduce; targets for the next epoch, and the sums that `STATISTICS` names.
+
+        Collective over the learners.
+        """
+        self._waiter.activity.enter(Phase.LEARNING)
         config, flat = self.config, self.flat
-        entropy_coef, learning_rate = coefficients(config, self.env_steps)
+        entropy_coef, _ = coefficients(config, self.env_steps)
         flat.reduced.zero_()
         normalise = self._normalise if config.normalise_advantages else None
-        loss = LOSSES[config.algorithm](self.policy, batch, config, entropy_coef, normalise, targets)
+        loss = loss_function(self.policy, batch, config, entropy_coef, normalise, targets)
         loss.total.backward()
         flat.tail.copy_(loss.statistics)
         sum_gradients(self._comm, flat.reduced, self._waiter)
         self._gradient_bytes += flat.reduced.nbytes if self._comm.size > 1 else 0
+        return loss.targets, dict(zip(STATISTICS, flat.tail.tolist(), strict=True))
 
-        sums = dict(zip(STATISTICS, flat.tail.tolist(), strict=True))
+    def _step(self, sums: Mapping[str, float]) -> None:
+        """Clip, step, and what is reported of it. Collective over the learners."""
+        _, learning_rate = coefficients(self.config, self.env_steps)
         where = f"update {self.learner_updates + 1} (env step {self.env_steps})"
-        norm, clipped = scale_and_clip(flat.gradient, sums["steps"], config, where)
+        norm, clipped = scale_and_clip(self.flat.gradient, sums["steps"], self.config, where)
         self.optimizer.learning_rate = learning_rate
         self.optimizer.step()
         self._reducer.add(update_metrics(sums, norm, clipped, learning_rate))
-        return loss.targets
+        self.learner_updates += 1
+        self._waiter.activity.beat(update=self.learner_updates)
+        self._check_in_sync()
 
     def _normalise(self, advantages: Tensor, valid: Tensor) -> Tensor:
         """Over the steps of all learners. Collective over them."""
-        return standardise(advantages, valid, lambda sums: sum_over(self._comm, sums, self._waiter))
+        # Where no learner has a step there is no mean, and no row that would miss it.
+        with np.errstate(invalid="ignore"):
+            return standardise(advantages, valid, self._total)
+
+    def _total(self, sums: NDArray) -> NDArray:
+        """The sum over all learners. Collective over them."""
+        return sum_over(self._comm, sums, self._waiter)
 
     def _check_in_sync(self) -> None:
         every = self.config.check_in_sync_every
@@ -141,8 +179,11 @@ class Learner:
         self._waiter.activity.enter(Phase.TRANSPORT)
         return control
 
-    def restore(self, env_steps: int, learner_updates: int, updates: Mapping[str, NDArray]) -> None:
+    def restore(
+        self, env_steps: int, learner_updates: int, updates: Mapping[str, NDArray], normalisers: Mapping[str, NDArray]
+    ) -> None:
         """Go on from where a checkpoint stands, but for weights and optimizer. Local."""
+        self.normalisers.restore(normalisers)
         self.env_steps, self.learner_updates = env_steps, learner_updates
         self._reducer.restore(updates)
 

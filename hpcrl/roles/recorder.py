@@ -19,8 +19,9 @@ import torch
 from hpcrl.cluster.layout import Layout
 from hpcrl.cluster.library import library
 from hpcrl.config import TrainConfig, to_json
+from hpcrl.envs.tasks import divide
 from hpcrl.errors import CheckpointError
-from hpcrl.metrics import COLUMNS, CsvFile, EpisodeReducer, Row, TensorBoardFile, cut_csv
+from hpcrl.metrics import CsvFile, EpisodeReducer, Row, TensorBoardFile, columns_of, cut_csv
 from hpcrl.noise import Purpose, seeds
 from hpcrl.spaces import Task
 from hpcrl.storage.checkpoints import Checkpoint, CheckpointStore
@@ -28,6 +29,8 @@ from hpcrl.storage.run_directory import RunDirectory
 
 FORMAT_VERSION = 1
 _EPISODE_COLUMNS = ("env_step", "env_index", "episode", "seed", "length", "return")
+#: Of a run of several tasks.
+_TASK_COLUMN = "task"
 _PACKAGES = ("hpcrl", "torch", "numpy", "gymnasium", "mpi4py", "h5py")
 
 
@@ -35,6 +38,7 @@ class Recorder:
     """The files of one run; made on rank 0 only.
 
     Attributes:
+        columns: of a row.
         episodes: reducer over the episodes of all actors.
         best_score: highest score of a checkpoint so far.
         failures: checkpoints that could not be written.
@@ -43,7 +47,10 @@ class Recorder:
     def __init__(self, directory: RunDirectory, config: TrainConfig, checkpoint: Checkpoint | None) -> None:
         self.directory, self._config = directory, config
         self._store = CheckpointStore(directory.checkpoints, config.checkpoint_keep)
-        self.episodes = EpisodeReducer()
+        tasks = divide(range(config.num_envs), len(config.env_ids))
+        self._tasks = dict(zip(config.env_ids, tasks, strict=True)) if len(tasks) > 1 else {}
+        self.columns = columns_of(self._tasks)
+        self.episodes = EpisodeReducer(self._tasks)
         self.best_score = -math.inf
         self.failures = 0
         self._elapsed_before_s = 0.0
@@ -55,8 +62,9 @@ class Recorder:
         # Rows past the checkpoint are of a future that did not happen.
         cut_csv(directory.metrics_file, "env_steps", self._steps_reported)
         cut_csv(directory.episodes_file, "env_step", self._rows_before.tolist(), by="env_index")
-        self._metrics = CsvFile(directory.metrics_file, COLUMNS)
-        self._episode_log = CsvFile(directory.episodes_file, _EPISODE_COLUMNS) if config.episode_log else None
+        self._metrics = CsvFile(directory.metrics_file, self.columns)
+        columns = (*_EPISODE_COLUMNS, *([_TASK_COLUMN] if self._tasks else []))
+        self._episode_log = CsvFile(directory.episodes_file, columns) if config.episode_log else None
         self._tensorboard = TensorBoardFile(directory.path, self._steps_reported) if config.tensorboard else None
         self._started = self._reported = time.monotonic()
         directory.write_outcome("running")
@@ -79,7 +87,12 @@ class Recorder:
         names = ("env_step", "env_index", "number", "length", "return")
         columns = [ordered[name].tolist() for name in names]
         lines = zip(*columns[:3], episode_seeds.tolist(), *columns[3:], strict=True)
-        self._episode_log.write([dict(zip(_EPISODE_COLUMNS, line, strict=True)) for line in lines])
+        rows: list[dict[str, Any]] = [dict(zip(_EPISODE_COLUMNS, line, strict=True)) for line in lines]
+        for task, envs in self._tasks.items():
+            for row in rows:
+                if row["env_index"] in envs:
+                    row[_TASK_COLUMN] = task
+        self._episode_log.write(rows)
 
     def report(self, row: Row) -> Row:
         """Complete a row with times and write it everywhere."""

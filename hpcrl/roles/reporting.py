@@ -16,7 +16,7 @@ from hpcrl.activity import Activity, Phase
 from hpcrl.cluster.collectives import broadcast, gather
 from hpcrl.cluster.ranks import Ranks
 from hpcrl.cluster.waiting import Waiter
-from hpcrl.metrics import COLUMNS, UPDATE_METRICS, MeanReducer, Range, Row, range_columns
+from hpcrl.metrics import UPDATE_METRICS, MeanReducer, Range, Row, range_columns
 from hpcrl.roles.account import Account
 from hpcrl.roles.recorder import Recorder
 from hpcrl.roles.station import Station
@@ -70,7 +70,7 @@ class Reporter:
         row: Row = {}
         reached = False
         if self._recorder is not None:
-            row = dict.fromkeys(COLUMNS, math.nan) | progress
+            row = dict.fromkeys(self._recorder.columns, math.nan) | progress
             row |= self._recorder.episodes.take() | _merge([part.updates for part in parts]).take()
             row |= _time_split(np.array([part.seconds for part in parts]), self._ranks)
             row |= _sums([part.counts for part in parts]) | _ranges([part.ranges for part in parts])

@@ -46,7 +46,7 @@ def require_fit(checkpoint: Checkpoint, config: TrainConfig, task: Task) -> None
         old, new = getattr(before, name), getattr(config, name)
         if old != new:
             raise CheckpointError(f"{checkpoint.path} was made with {name} {old!r}, expected {new!r}")
-    require_policy(checkpoint, Policy(task, config.hidden_sizes, config.activation, config.shared_encoder))
+    require_policy(checkpoint, Policy(task, config))
 
 
 def load_into(station: Station, checkpoint: Checkpoint) -> None:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpcrl.envs.task_episodes import TASK_OF, split_key
 from hpcrl.errors import CheckpointError
 from hpcrl.models.flat import FlatParameters
 
@@ -63,7 +64,8 @@ def _outline(array: NDArray | None) -> str:
 def concatenate_environments(states: Sequence[Mapping[str, NDArray]]) -> Arrays:
     """Environment states one after the other; those without any environment add nothing."""
     filled = [state for state in states if len(state["rows"])] or states[:1]
-    return {key: np.concatenate([state[key] for state in filled]) for key in filled[0]}
+    keys = dict.fromkeys(key for state in filled for key in state)
+    return {key: np.concatenate([state[key] for state in filled if key in state]) for key in keys}
 
 
 def split_environments(state: Mapping[str, NDArray], sizes: Sequence[int]) -> list[Arrays]:
@@ -78,10 +80,17 @@ def split_environments(state: Mapping[str, NDArray], sizes: Sequence[int]) -> li
 
 def _rows_of(state: Mapping[str, NDArray], key: str, first: int, end: int) -> slice:
     """The rows of an array that belong to environments `first` to `end`."""
-    if key not in _RAGGED:
+    task, name = split_key(key)
+    first, end = (_count(state, task, edge) for edge in (first, end))
+    if name not in _RAGGED:
         return slice(first, end)
-    ends = np.cumsum([0, *state[_RAGGED[key]]])
+    ends = np.cumsum([0, *state[key.removesuffix(name) + _RAGGED[name]]])
     return slice(int(ends[first]), int(ends[end]))
+
+
+def _count(state: Mapping[str, NDArray], task: int | None, end: int) -> int:
+    """How many of the environments before `end` are of a task; all where that is None."""
+    return end if task is None else int(np.count_nonzero(state[TASK_OF][:end] == task))
 
 
 def merge_environments(states: Sequence[Mapping[str, NDArray]]) -> Arrays:
@@ -104,6 +113,10 @@ def environments_of(arrays: Mapping[str, NDArray], block: range, num_envs: int) 
             f"the checkpoint holds {len(stored['rows'])} environments, --num-envs is {num_envs}: they must be equal"
         )
     for key, array in stored.items():
-        if key not in _RAGGED and len(array) != num_envs:
-            raise CheckpointError(f"the checkpoint holds {len(array)} rows of {key}, expected {num_envs}")
+        task, name = split_key(key)
+        if task is not None and TASK_OF not in stored:
+            raise CheckpointError(f"the checkpoint holds {key}, but not which environments that is of")
+        expected = _count(stored, task, num_envs)
+        if name not in _RAGGED and len(array) != expected:
+            raise CheckpointError(f"the checkpoint holds {len(array)} rows of {key}, expected {expected}")
     return {key: array[_rows_of(stored, key, block.start, block.stop)] for key, array in stored.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import threadpoolctl
 import torch
@@ -14,7 +14,10 @@ from hpcrl.cluster.affinity import usable_cpus
 from hpcrl.cluster.ranks import Ranks
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.config import ActorCriticConfig, TrainConfig
-from hpcrl.envs.episodes import EpisodeEnvs
+from hpcrl.envs.rebuilding import Restarts
+from hpcrl.envs.task_episodes import make_episodes
+from hpcrl.envs.tasks import Group, divide, groups_of
+from hpcrl.envs.world import worlds_of
 from hpcrl.errors import ConfigError
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
@@ -23,7 +26,7 @@ from hpcrl.roles.inference import Inference
 from hpcrl.roles.role import Role
 from hpcrl.signals import Requests
 from hpcrl.spaces import Task
-from hpcrl.unroll import UnrollSpec, num_finals
+from hpcrl.unroll import Memory, UnrollSpec, num_finals
 
 #: Just below the largest threshold that glibc learns from what is freed.
 _LARGEST_KEPT_BYTES = 31 * 2**20
@@ -38,6 +41,7 @@ class Station(ABC):
 
     Attributes:
         policy, flat: the network and its flat vector.
+        memory: what unrolls keep of the time before them.
         actor: acts, on ranks that do.
         role: the loop of this rank.
     """
@@ -54,6 +58,7 @@ class Station(ABC):
         self._config, self._task, self._ranks = config, task, ranks
         self._requests, self._waiter = requests, waiter
         self.policy = make_policy(config, task)
+        self.memory = Memory(self.policy.state_size, config.frame_stack - 1, config.normalise_returns)
         self.flat = FlatParameters(self.policy, num_extra)
         limit_threads(config.learner_cores if ranks.is_learner else 1)
         keep_freed_memory()
@@ -63,20 +68,40 @@ class Station(ABC):
     def unroll_spec(self, block: range, versioned: bool = False) -> UnrollSpec:
         """Sizes of the unrolls of a block of environments. Local."""
         finals = num_finals(self._task, self._config.unroll_length, len(block))
-        return UnrollSpec(self._task, self._config.unroll_length, len(block), block.start, finals, versioned)
+        return UnrollSpec(
+            self._task, self._config.unroll_length, len(block), block.start, finals, versioned, self.memory
+        )
 
-    def make_actor(self, group_sizes: Sequence[int], inference: Inference, epsilon: float) -> Actor:
-        """This rank's actor, with its environments in groups of these sizes. Local."""
+    def groups_of(self, block: range, sizes: Callable[[int], Sequence[int]] = lambda size: [size]) -> list[Group]:
+        """The groups of a block of environments: those of each task, cut further as `sizes` says. Local."""
+        return groups_of(block, divide(range(self._config.num_envs), len(self._config.env_ids)), sizes)
+
+    def make_actor(self, groups: Sequence[Group], inference: Inference, epsilon: float) -> Actor:
+        """This rank's actor. Local."""
         config, rank = self._config, self._ranks.rank
-        groups, first = [], self._ranks.layout.env_blocks[rank].start
-        for size in group_sizes:
-            groups.append(EpisodeEnvs(config.env, config.vector, self._task, size, first, config.seed))
-            first += size
-        return Actor(rank, groups, inference, self.policy.head, epsilon, config.seed, self._requests, self._waiter)
+        worlds, restarts = worlds_of(config), Restarts(config.env_restarts)
+        envs = [
+            make_episodes(
+                worlds[group.task],
+                self._task,
+                len(group.envs),
+                group.envs.start,
+                config.seed,
+                gamma=config.gamma,
+                restarts=restarts,
+            )
+            for group in groups
+        ]
+        head, requests, waiter = self.policy.head, self._requests, self._waiter
+        return Actor(rank, envs, inference, head, epsilon, config.seed, requests, waiter, self.memory)
 
     @abstractmethod
     def gather_optimizer(self) -> Mapping[str, Tensor] | None:
         """What the optimizer remembers of all weights, on rank 0 (elsewhere maybe None). Collective over the world."""
+
+    def normaliser_arrays(self) -> Mapping[str, NDArray]:
+        """What normalises observations and rewards, on rank 0. Local."""
+        return {}
 
     @abstractmethod
     def restore(
@@ -104,7 +129,7 @@ def make_policy(config: TrainConfig, task: Task) -> Policy:
     """The untrained policy: a function of the configuration alone. Local."""
     # One thread first: the factorisation in the initial weights rounds differently on several.
     limit_threads(1)
-    policy = Policy(task, config.hidden_sizes, config.activation, config.shared_encoder)
+    policy = Policy(task, config)
     policy.initialise(config.seed)
     return policy
 

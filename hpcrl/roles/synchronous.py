@@ -15,6 +15,7 @@ from hpcrl.cluster.ranks import Ranks
 from hpcrl.cluster.transport import UnrollReceiver
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.config import ActorCriticConfig, ImpalaConfig
+from hpcrl.envs.tasks import Group
 from hpcrl.models.acting import ActingNetwork
 from hpcrl.roles.actor import Actor, ActorRank
 from hpcrl.roles.batching import Batcher
@@ -54,11 +55,14 @@ class SynchronousStation(Station):
         blocks = self._ranks.layout.env_blocks
         questions = {}
         if self._central:
-            observation = self._task.observation
-            example = torch.zeros(1, *observation.shape, dtype=getattr(torch, observation.dtype))
-            num_parameters = self.policy.parameters_of(example).shape[-1]
+            dtype = getattr(torch, self.policy.space.dtype)
+            example = torch.zeros(1, *self.policy.space.shape, dtype=dtype), torch.zeros(1, self.policy.state_size)
+            num_parameters = self.policy.step(*example)[0].shape[-1]
             questions = {
-                actor: [QuestionSpec(observation, size, num_parameters) for size in group_sizes(len(block))]
+                actor: [
+                    QuestionSpec(self.policy.space, len(group.envs), num_parameters, self.policy.state_size)
+                    for group in self.groups_of(block, group_sizes)
+                ]
                 for actor, block in blocks.items()
             }
         schedule = self._schedule
@@ -68,12 +72,14 @@ class SynchronousStation(Station):
 
     def _make_actor(self) -> Actor:
         block = self._ranks.layout.env_blocks[self._ranks.rank]
-        sizes = (group_sizes(len(block)) if self._central else [len(block)]) or [0]
-        inference: Inference = OwnInference(ActingNetwork(self.policy), len(sizes))
+        groups = self.groups_of(block, group_sizes) if self._central else self.groups_of(block)
+        # An actor without environments has a group without any.
+        groups = groups or [Group(0, block)]
+        inference: Inference = OwnInference(ActingNetwork(self.policy), len(groups))
         if self._central:
             inference = LearnerInference(self._links.questions(), self._waiter)
         epsilon = self._config.behaviour_epsilon if isinstance(self._config, ImpalaConfig) else 0.0
-        return self.make_actor(sizes, inference, epsilon)
+        return self.make_actor(groups, inference, epsilon)
 
     def _make_actor_rank(self) -> ActorRank:
         assert self.actor is not None, "a rank acts or learns"
@@ -98,7 +104,7 @@ class SynchronousStation(Station):
             self._ranks.rank,
             [self._make_receiver(actor) for actor in fed_by],
             sum(len(blocks[actor]) for actor in fed_by),
-            Batcher(self._task, self._config.unroll_length),
+            Batcher(self._task, self._config.unroll_length, self.memory),
             self._config.num_epochs,
             self._requests,
             self._waiter,
@@ -132,13 +138,22 @@ class SynchronousStation(Station):
         """Every learner has all of it; None elsewhere."""
         return None if self.learner is None else self.learner.optimizer.state
 
+    def normaliser_arrays(self) -> Mapping[str, NDArray]:
+        """What normalises observations and rewards, on learners; {} elsewhere. Local."""
+        return {} if self.learner is None else self.learner.normalisers.state()
+
     def restore(
         self, arrays: Mapping[str, NDArray], env_steps: int, learner_updates: int, updates: Mapping[str, NDArray]
     ) -> None:
         """Optimizer and counters of the learner."""
         if self.learner is not None:
             load_optimizer(self.flat, self.learner.optimizer.state, arrays)
-            self.learner.restore(env_steps, learner_updates, updates)
+            normalisers = {
+                path.removeprefix("normalisers/"): array
+                for path, array in arrays.items()
+                if path.startswith("normalisers/")
+            }
+            self.learner.restore(env_steps, learner_updates, updates, normalisers)
 
     def _close_links(self) -> None:
         self._links.close()

@@ -198,9 +198,14 @@ class RunDirectory:
 
 
 def default_run_dir(config: TrainConfig) -> Path:
-    """Where a run lies whose configuration names no directory: runs/ALGORITHM-ENV-seedS-TIME."""
+    """Where a run lies whose configuration names no directory: runs/ALGORITHM-ENV-seedS-TIME.
+
+    Of several environments the first is named, and how many there are beside it.
+    """
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{config.algorithm}-{config.env.replace('/', '_')}-seed{config.seed}-{stamp}"
+    first, *others = config.env_ids
+    env = first.replace("/", "_") + (f"+{len(others)}" if others else "")
+    return Path("runs") / f"{config.algorithm}-{env}-seed{config.seed}-{stamp}"
 
 
 def _is_locked(descriptor: int) -> bool:

@@ -12,7 +12,7 @@ from hpcrl.config import ActorCriticConfig
 from hpcrl.envs.grid_navigation import GridNavigation
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
-from hpcrl.presets import a3c_grid_navigation, grid_navigation
+from hpcrl.presets.classic import a3c_grid_navigation, grid_navigation
 from hpcrl.roles.snapshot import load_weights
 from hpcrl.spaces import Space, Task
 from hpcrl.storage.checkpoints import CheckpointStore
@@ -63,7 +63,7 @@ def _check_every_way(run_dir: Path, config: ActorCriticConfig) -> None:
 
 def _policy(run_dir: Path, config: ActorCriticConfig) -> Policy:
     task = Task(Space("box", (64,), "float32"), Space("discrete", (), "int64", 4), None, True)
-    policy = Policy(task, config.hidden_sizes, config.activation, config.shared_encoder)
+    policy = Policy(task, config)
     checkpoint = CheckpointStore(run_dir / "checkpoints").newest()
     assert checkpoint is not None
     load_weights(FlatParameters(policy), checkpoint.arrays)
@@ -77,7 +77,8 @@ def _steps_to_goal(env: GridNavigation, policy: Policy, row: int, column: int) -
     observation = np.zeros(64, np.float32)
     observation[row * 8 + column] = 1
     for step in range(1, 33):
-        action = int(policy.act_greedily(torch.from_numpy(observation)))
+        parameters, _ = policy.step(torch.from_numpy(observation), torch.zeros(1, 0))
+        action = int(policy.head.mode(parameters))
         observation, _, terminated, _, _ = env.step(action)
         if terminated:
             return step

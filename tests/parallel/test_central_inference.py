@@ -26,8 +26,8 @@ class _Sums:
     """A network whose answer tells the question."""
 
     @staticmethod
-    def parameters_of(observation: torch.Tensor) -> torch.Tensor:
-        return torch.stack([observation.sum(-1), observation[:, 0]], -1)
+    def step(observation: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.stack([observation.sum(-1), observation[:, 0]], -1), state + 1
 
     def refresh(self) -> None:
         """It has no weights."""
@@ -37,7 +37,8 @@ def _specs() -> dict[int, list[QuestionSpec]]:
     """An odd number of environments on rank 1, one on rank 2."""
     from hpcrl.cluster.inference import QuestionSpec, group_sizes
 
-    return {actor: [QuestionSpec(_SPACE, size, 2) for size in group_sizes(count)] for actor, count in ((1, 5), (2, 1))}
+    counts = {1: 5, 2: 1}
+    return {actor: [QuestionSpec(_SPACE, size, 2, 5) for size in group_sizes(num)] for actor, num in counts.items()}
 
 
 @pytest.mark.mpi(ranks=(3,), timeout=120)
@@ -104,18 +105,22 @@ def _ask(channels: list[Any], rank: int, waiter: Waiter) -> None:
     generator, rng = random.Random(rank), np.random.default_rng(rank)
     inference = LearnerInference(channels, waiter)
     asked = [torch.empty(0)] * len(channels)
+    states = [torch.empty(0)] * len(channels)
     versions = [-1] * len(channels)
 
     def ask(group: int) -> None:
         asked[group] = torch.from_numpy(rng.normal(size=channels[group].observation.shape).astype(np.float32))
-        inference.ask(group, asked[group])
+        states[group] = torch.from_numpy(rng.normal(size=channels[group].state.shape).astype(np.float32))
+        inference.ask(group, asked[group], states[group])
 
     for group in range(len(channels)):
         ask(group)
     for number in range(_ROUNDS):
         for group in range(len(channels)):
-            parameters, version = inference.answer(group)
-            torch.testing.assert_close(parameters, _Sums.parameters_of(asked[group]))
+            parameters, state, version = inference.answer(group)
+            expected, next_state = _Sums.step(asked[group], states[group])
+            torch.testing.assert_close(parameters, expected)
+            torch.testing.assert_close(state, next_state)
             assert version is not None and version > versions[group]
             versions[group] = version
             if generator.random() < 0.05:

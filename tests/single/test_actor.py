@@ -16,9 +16,11 @@ from torch import Tensor
 from hpcrl.algorithms.batch import Batch, evaluate
 from hpcrl.algorithms.returns import generalised_advantages
 from hpcrl.envs.episodes import EpisodeEnvs
+from hpcrl.envs.world import World
 from hpcrl.roles.batching import finished_episodes
 from hpcrl.unroll import Unroll
 from tests.playing import SEED, TIME, Playing, stacked, whole
+from tests.policies import read_off
 from tests.reference import Column
 
 ROWS = (
@@ -61,7 +63,7 @@ def test_unrolls_follow_one_another_without_a_gap(env_id: str) -> None:
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_unrolls_hold_what_the_environments_did(env_id: str) -> None:
     playing = Playing(env_id, 3, 6)
-    other = EpisodeEnvs(env_id, "sync", playing.spec.task, 3, 0, SEED)
+    other = EpisodeEnvs(World(env_id), playing.spec.task, 3, 0, SEED)
     for _ in range(4):
         unroll = playing.fill()
         for t in range(TIME):
@@ -136,10 +138,6 @@ def test_pieces_that_were_cut_lose_no_step(num_finals: int) -> None:
         assert np.array_equal(pieces[-1].observation[0], pieces[-2].observation[pieces[-2].length])
     for name, got in together(pieces).items():
         np.testing.assert_array_equal(got[: 3 * TIME], uncut[name], err_msg=name)
-
-
-def read_off(observation: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.zeros(*observation.shape[:-1], 2), observation[..., 0]
 
 
 def advantages(batch: Batch, lambda_: float) -> Tensor:

@@ -20,6 +20,7 @@ from hpcrl.cluster.shards import ShardedWeights
 from hpcrl.cluster.weights import Control, WeightsPublisher
 from hpcrl.config import A2CConfig, A3CConfig, ActorCriticConfig
 from hpcrl.envs.factory import describe_task
+from hpcrl.envs.world import worlds_of
 from hpcrl.errors import RankError
 from hpcrl.metrics import UPDATE_METRICS, RangeReducer
 from hpcrl.roles.account import GradientAccount
@@ -69,7 +70,7 @@ def station_of(config: ActorCriticConfig, requests: Requests) -> Station:
         far_cells=lambda: [],
     )
     make = AsynchronousStation if is_a3c else SynchronousStation
-    task = describe_task(config.env, config.vector)
+    task = describe_task(worlds_of(config)[0])
     return make(cast(Any, config), task, cast(Any, ranks), requests, cast(Any, ServingWaiter()))
 
 

@@ -21,6 +21,7 @@ from hpcrl.config import (
     A2CConfig,
     AppoConfig,
     ImpalaConfig,
+    PPOConfig,
     TrainConfig,
     config_class,
     from_facts,
@@ -60,14 +61,23 @@ OUTSIDE = {
     "checkpoint_keep": (1, 0),
     "learners": NOT_POSITIVE_WHOLE,
     "hidden_sizes": ((64, 0), (-1,)),
-    "env": ("",),
-    **dict.fromkeys(("batch_envs", "replay_epochs"), NOT_POSITIVE_WHOLE),
+    "frame_stack": NOT_POSITIVE_WHOLE,
+    "env_restarts": (-1,),
+    "env_timeout": (0.0, -1.0, math.inf, math.nan),
+    "frame_skip": (0, 61),
+    "sticky_actions": (-0.1, 1.0, math.nan),
+    "noop_max": (-1, 10_001),
+    "core_size": NOT_POSITIVE_WHOLE,
+    "reward_clip": (-1.0, math.inf, math.nan),
+    "env": ("", " ", "CartPole-v1 Acrobot-v1 CartPole-v1"),
+    **dict.fromkeys(("batch_envs", "replay_epochs", "epochs", "minibatches"), NOT_POSITIVE_WHOLE),
     **dict.fromkeys(("rho_bar", "c_bar", "pg_rho_bar"), (0.0, -1.0, math.nan)),
     "behaviour_epsilon": (-0.1, 1.0001, math.nan),
-    "clip_range": (0.0, -0.1, math.inf, math.nan),
+    **dict.fromkeys(("clip_range", "value_clip_range", "target_kl"), (0.0, -0.1, math.inf, math.nan)),
+    "clip_range_final": (-0.1, math.inf, math.nan),
 }
 #: Fields whose range depends on others.
-CHECKED_APART = {"entropy_coef_final", "max_lag", "deterministic"}
+CHECKED_APART = {"task_id", "isolated", "entropy_coef_final", "shared_encoder", "max_lag", "deterministic"}
 #: Fields of which every value of their type can be run.
 FREE = {
     "vector",
@@ -83,7 +93,13 @@ FREE = {
     "pin_cores",
     "learner_ranks",
     "activation",
-    "shared_encoder",
+    "model",
+    "core",
+    "normalise_observations",
+    "full_action_set",
+    "life_loss",
+    "fire_reset",
+    "normalise_returns",
     "optimizer",
     "rmsprop_epsilon_inside",
     "normalise_advantages",
@@ -112,6 +128,11 @@ def test_a_value_out_of_range_is_one_sentence_that_names_the_flag(name: str, val
 def test_the_last_entropy_coefficient_is_checked_too(value: float) -> None:
     with pytest.raises(ConfigError, match="--entropy-coef-final must be"):
         A2CConfig(entropy_coef_final=value)
+
+
+def test_a_recurrent_core_is_shared() -> None:
+    with pytest.raises(ConfigError, match="--shared-encoder must be true with a recurrent core, got False"):
+        A2CConfig(core="lstm", shared_encoder=False)
 
 
 def test_every_field_is_checked_or_known_to_be_free() -> None:
@@ -148,6 +169,17 @@ def test_the_most_lag_is_at_least_what_the_sizes_need(num_envs: int, batch_envs:
     message = str(caught.value)
     assert message.startswith(f"--max-lag must be at least {least}, since ") and message.endswith(f"got {least - 1}")
     assert "\n" not in message
+
+
+def test_a_batch_has_enough_rows_for_its_minibatches_and_enough_columns_under_a_core() -> None:
+    assert PPOConfig(num_envs=3, unroll_length=5, minibatches=15).minibatches == 15
+    assert PPOConfig(num_envs=3, unroll_length=5, minibatches=3, core="gru").minibatches == 3
+    with pytest.raises(ConfigError, match=r"^--minibatches must be at most 15, the steps of a batch, got 16$"):
+        PPOConfig(num_envs=3, unroll_length=5, minibatches=16)
+    with pytest.raises(
+        ConfigError, match=r"^--minibatches must be at most 3, the environments, with a recurrent core, "
+    ):
+        PPOConfig(num_envs=3, unroll_length=5, minibatches=4, core="lstm")
 
 
 def test_the_learner_can_not_answer_with_exactly_the_weights_of_a_schedule() -> None:
@@ -222,6 +254,9 @@ def test_what_fits_is_played() -> None:
         ("rho_bar", math.inf),
         ("batch_envs", 1),
         ("replay_epochs", 1),
+        ("epochs", 1),
+        ("minibatches", 1),
+        ("clip_range_final", 0.0),
     ],
 )
 def test_the_ends_of_the_ranges_are_allowed(name: str, value: Any) -> None:
@@ -236,9 +271,9 @@ def through_json(config: Any) -> Any:
     return from_json(json.loads(json.dumps(to_json(config), allow_nan=False)))
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_survive_json(name: str) -> None:
-    config = PRESETS[name]()
+@pytest.mark.parametrize("name", PRESETS, ids="-".join)
+def test_presets_survive_json(name: tuple[str, str]) -> None:
+    config = PRESETS[name].make()
     assert through_json(config) == config
     assert from_facts({"config": to_json(config), "other": 1}) == config
 
@@ -249,7 +284,7 @@ algorithms = st.sampled_from(list(CONFIGS.values()))
 configs = st.builds(
     lambda cls, **values: cls(**values),
     algorithms,
-    env=st.text(min_size=1),
+    env=st.text(min_size=1).filter(lambda text: len(text.split()) == 1),
     num_envs=whole,
     vector=st.sampled_from(["sync", "native"]),
     total_env_steps=whole,
@@ -327,6 +362,8 @@ def test_any_configuration_survives_json(config: TrainConfig) -> None:
         ("inference", "both"),
         ("behaviour_epsilon", "0.1"),
         ("deterministic", 1),
+        ("minibatches", 2.0),
+        ("target_kl", True),
     ],
 )
 def test_a_value_of_another_type_is_refused(name: str, value: Any) -> None:

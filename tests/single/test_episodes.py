@@ -18,6 +18,7 @@ from hpcrl.envs.autoreset import make_stepper
 from hpcrl.envs.episodes import EpisodeEnvs, EpisodeSeeds, Rows, Step, unroll_rows
 from hpcrl.envs.factory import describe_task
 from hpcrl.envs.restore import Restored
+from hpcrl.envs.world import World
 from hpcrl.errors import CheckpointError, ConfigError, EnvironmentFailure
 from hpcrl.noise import Purpose, seeds, uniforms
 from hpcrl.spaces import Space, Task
@@ -63,7 +64,7 @@ SCRIPTED = Task(Space("box", (3,), "float32"), Space("discrete", (), "int64", 2)
 
 
 def use_vector_env(monkeypatch: pytest.MonkeyPatch, make: Callable[[int], gym.vector.VectorEnv]) -> None:
-    monkeypatch.setattr("hpcrl.envs.episodes.make_vector_env", lambda _id, num_envs, _vector: make(num_envs))
+    monkeypatch.setattr("hpcrl.envs.episodes.make_vector_env", lambda _world, num_envs, _task, _restarts: make(num_envs))
 
 
 def scripted_envs(num_envs: int, mode: AutoresetMode, cls: type[SyncVectorEnv] = SyncVectorEnv) -> SyncVectorEnv:
@@ -73,7 +74,7 @@ def scripted_envs(num_envs: int, mode: AutoresetMode, cls: type[SyncVectorEnv] =
 def scripted_episodes(monkeypatch: pytest.MonkeyPatch, mode: AutoresetMode) -> list[list[Any]]:
     """The first eight episodes of each of four environments."""
     use_vector_env(monkeypatch, lambda num_envs: scripted_envs(num_envs, mode, Spoilt))
-    envs = EpisodeEnvs("", "sync", SCRIPTED, 4, 0, SEED)
+    envs = EpisodeEnvs(World(""), SCRIPTED, 4, 0, SEED)
     episodes: list[list[Any]] = [[] for _ in range(4)]
     steps_acted = np.zeros(4, np.int64)
     while min(map(len, episodes)) < 8:
@@ -112,7 +113,7 @@ def test_all_autoreset_modes_give_the_same_episodes(monkeypatch: pytest.MonkeyPa
 
 def test_the_row_after_an_end_is_ignored_in_next_step_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     use_vector_env(monkeypatch, lambda num_envs: scripted_envs(num_envs, AutoresetMode.NEXT_STEP, Spoilt))
-    envs = EpisodeEnvs("", "native", SCRIPTED, 4, 0, SEED)
+    envs = EpisodeEnvs(World("", "native"), SCRIPTED, 4, 0, SEED)
     ended = np.zeros(4, np.bool_)
     for _ in range(20):
         step = envs.step(np.ones(4, np.int64))
@@ -157,8 +158,8 @@ def test_the_table_of_seeds_equals_the_generator(calls: list[tuple[set[int], int
 
 
 def test_every_episode_begins_with_its_own_seed() -> None:
-    task = describe_task("CartPole-v1", "sync")
-    envs = EpisodeEnvs("CartPole-v1", "sync", task, 2, 40, SEED)
+    task = describe_task(World("CartPole-v1"))
+    envs = EpisodeEnvs(World("CartPole-v1"), task, 2, 40, SEED)
     single, seen = gym.make("CartPole-v1"), 0
     for observation in envs.observation:
         expected, _ = single.reset(seed=int(seeds(SEED, 40 + seen, 0, Purpose.EPISODE_SEED)))
@@ -220,20 +221,22 @@ def assert_same(one: dict[str, NDArray], two: dict[str, NDArray]) -> None:
     ("env_id", "vector"), [("CartPole-v1", "sync"), ("CartPole-v1", "native"), ("GridNavigation-v0", "sync")]
 )
 def test_streams_do_not_depend_on_how_environments_are_dealt(env_id: str, vector: str) -> None:
-    task = describe_task(env_id, vector)
+    task = describe_task(World(env_id, vector))
     assert task.layout_invariant
-    whole = record(EpisodeEnvs(env_id, vector, task, 16, 0, SEED), 70)
+    whole = record(EpisodeEnvs(World(env_id, vector), task, 16, 0, SEED), 70)
     assert (whole["terminated"] | whole["truncated"]).sum() > 10
     for size in (1, 4):
-        blocks = [record(EpisodeEnvs(env_id, vector, task, size, first, SEED), 70) for first in range(0, 16, size)]
+        blocks = [
+            record(EpisodeEnvs(World(env_id, vector), task, size, first, SEED), 70) for first in range(0, 16, size)
+        ]
         assert_same({name: np.concatenate([block[name] for block in blocks], 1) for name in whole}, whole)
 
 
 @pytest.mark.parametrize(("env_id", "vector"), [("CartPole-v1", "native"), ("Pendulum-v1", "sync")])
 def test_parts_that_write_to_their_columns_of_an_unroll_equal_a_whole(env_id: str, vector: str) -> None:
-    task, length = describe_task(env_id, vector), 210
-    whole = EpisodeEnvs(env_id, vector, task, 5, 3, SEED)
-    parts = [EpisodeEnvs(env_id, vector, task, 2, 3, SEED), EpisodeEnvs(env_id, vector, task, 3, 5, SEED)]
+    task, length = describe_task(World(env_id, vector)), 210
+    whole = EpisodeEnvs(World(env_id, vector), task, 5, 3, SEED)
+    parts = [EpisodeEnvs(World(env_id, vector), task, 2, 3, SEED), EpisodeEnvs(World(env_id, vector), task, 3, 5, SEED)]
     columns = [slice(0, 2), slice(2, 5)]
     unroll = Unroll(UnrollSpec(task, length, 5, 3, 0))
     unroll.buffer[:] = 255
@@ -248,17 +251,17 @@ def test_parts_that_write_to_their_columns_of_an_unroll_equal_a_whole(env_id: st
             assert np.array_equal(finals.observations, expected.final_observations[here])
             assert np.array_equal(unroll.observation[t + 1, part], envs.observation)
         assert np.array_equal(unroll.observation[t + 1], expected.observation)
-        for name in Rows._fields[1:]:
+        for name in Rows._fields[1:-1]:
             got = getattr(unroll, name)[t]
             assert np.array_equal(got, getattr(expected, name)) and got.dtype == getattr(expected, name).dtype
     assert unroll.episode_number.max() > 0
 
 
 def test_other_seeds_and_purposes_are_other_streams() -> None:
-    task = describe_task("CartPole-v1", "sync")
-    first = EpisodeEnvs("CartPole-v1", "sync", task, 4, 0, SEED).observation.copy()
-    assert not (EpisodeEnvs("CartPole-v1", "sync", task, 4, 0, SEED + 1).observation == first).any()
-    evaluation = EpisodeEnvs("CartPole-v1", "sync", task, 4, 0, SEED, Purpose.EVALUATION_SEED)
+    task = describe_task(World("CartPole-v1"))
+    first = EpisodeEnvs(World("CartPole-v1"), task, 4, 0, SEED).observation.copy()
+    assert not (EpisodeEnvs(World("CartPole-v1"), task, 4, 0, SEED + 1).observation == first).any()
+    evaluation = EpisodeEnvs(World("CartPole-v1"), task, 4, 0, SEED, Purpose.EVALUATION_SEED)
     assert not (evaluation.observation == first).any()
     assert len(np.unique(first, axis=0)) == 4
 
@@ -324,14 +327,14 @@ gym.register("hpcrl-tests/Fickle-v0", Fickle)  # type: ignore[arg-type]
 )
 @pytest.mark.filterwarnings("ignore:.*Box.*precision", "ignore:.*obs")
 def test_episodes_go_on_from_a_state_bit_for_bit(env_id: str, vector: str, means: str, num_steps: int) -> None:
-    task = describe_task(env_id, vector)
-    envs = EpisodeEnvs(env_id, vector, task, 4, 8, SEED)
+    task = describe_task(World(env_id, vector))
+    envs = EpisodeEnvs(World(env_id, vector), task, 4, 8, SEED)
     if num_steps:
         record(envs, num_steps)
     state = envs.state()
     observation = envs.observation.astype(task.observation.dtype)
     expected = record(envs, 40)
-    other = EpisodeEnvs(env_id, vector, task, 4, 8, SEED)
+    other = EpisodeEnvs(World(env_id, vector), task, 4, 8, SEED)
     record(other, 5)
     assert other.restore(state) == Restored(**{means: 4})
     assert np.array_equal(other.observation, observation)
@@ -340,8 +343,8 @@ def test_episodes_go_on_from_a_state_bit_for_bit(env_id: str, vector: str, means
 
 
 def test_exactly_the_running_episodes_are_kept_for_replay() -> None:
-    task = describe_task("CartPole-v1", "sync")
-    envs = EpisodeEnvs("CartPole-v1", "sync", task, 3, 0, SEED)
+    task = describe_task(World("CartPole-v1"))
+    envs = EpisodeEnvs(World("CartPole-v1"), task, 3, 0, SEED)
     for _ in range(600):
         envs.step(random_actions(envs))
         state = envs.state()
@@ -350,8 +353,8 @@ def test_exactly_the_running_episodes_are_kept_for_replay() -> None:
 
 
 def test_a_state_is_not_changed_by_what_follows() -> None:
-    task = describe_task("CartPole-v1", "sync")
-    envs = EpisodeEnvs("CartPole-v1", "sync", task, 3, 0, SEED)
+    task = describe_task(World("CartPole-v1"))
+    envs = EpisodeEnvs(World("CartPole-v1"), task, 3, 0, SEED)
     record(envs, 30)
     state = envs.state()
     kept = {name: array.copy() for name, array in state.items()}
@@ -363,11 +366,11 @@ def test_a_state_is_not_changed_by_what_follows() -> None:
 
 def test_a_vector_environment_without_a_state_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     use_vector_env(monkeypatch, CartPoleVectorEnv)
-    task = describe_task("CartPole-v1", "sync")
-    envs = EpisodeEnvs("CartPole-v1", "native", task, 4, 0, SEED)
+    task = describe_task(World("CartPole-v1"))
+    envs = EpisodeEnvs(World("CartPole-v1", "native"), task, 4, 0, SEED)
     record(envs, 33)
     state = envs.state()
-    other = EpisodeEnvs("CartPole-v1", "native", task, 4, 0, SEED)
+    other = EpisodeEnvs(World("CartPole-v1", "native"), task, 4, 0, SEED)
     assert other.restore(state) == Restored(begun_anew=4)
     assert (np.abs(other.observation) <= 0.05).all() and other.rows == 33
     step = other.step(np.zeros(4, np.int64))
@@ -376,12 +379,12 @@ def test_a_vector_environment_without_a_state_begins_anew(monkeypatch: pytest.Mo
 
 
 def test_an_environment_whose_replay_leads_elsewhere_begins_anew_alone() -> None:
-    task = describe_task("hpcrl-tests/Fickle-v0", "sync")
+    task = describe_task(World("hpcrl-tests/Fickle-v0"))
     Fickle.made = 0
-    envs = EpisodeEnvs("hpcrl-tests/Fickle-v0", "sync", task, 4, 0, SEED)
+    envs = EpisodeEnvs(World("hpcrl-tests/Fickle-v0"), task, 4, 0, SEED)
     record(envs, 9)
     state = envs.state()
-    other = EpisodeEnvs("hpcrl-tests/Fickle-v0", "sync", task, 4, 0, SEED)
+    other = EpisodeEnvs(World("hpcrl-tests/Fickle-v0"), task, 4, 0, SEED)
     kept = {name: array.copy() for name, array in state.items()}
     assert other.restore(state) == Restored(by_replay=2, begun_anew=2)
     assert_same(state, kept)
@@ -398,8 +401,8 @@ def test_an_environment_whose_replay_leads_elsewhere_begins_anew_alone() -> None
 
 
 def test_actions_that_do_not_add_up_are_refused() -> None:
-    task = describe_task("CartPole-v1", "sync")
-    envs = EpisodeEnvs("CartPole-v1", "sync", task, 2, 0, SEED)
+    task = describe_task(World("CartPole-v1"))
+    envs = EpisodeEnvs(World("CartPole-v1"), task, 2, 0, SEED)
     record(envs, 5)
     state = envs.state()
     with pytest.raises(CheckpointError, match="actions to replay"):
@@ -407,8 +410,8 @@ def test_actions_that_do_not_add_up_are_refused() -> None:
 
 
 def test_box_actions_are_clipped_for_the_environment_only() -> None:
-    task = describe_task("Pendulum-v1", "sync")
-    wild, tame = (EpisodeEnvs("Pendulum-v1", "sync", task, 2, 0, SEED) for _ in range(2))
+    task = describe_task(World("Pendulum-v1"))
+    wild, tame = (EpisodeEnvs(World("Pendulum-v1"), task, 2, 0, SEED) for _ in range(2))
     actions = np.array([[5.0], [-7.0]], np.float32)
     expected = tame.step(np.array([[2.0], [-2.0]], np.float32))
     assert np.array_equal(wild.step(actions).reward, expected.reward)
@@ -417,7 +420,7 @@ def test_box_actions_are_clipped_for_the_environment_only() -> None:
 
 
 def test_an_actor_without_environments() -> None:
-    envs = EpisodeEnvs("CartPole-v1", "sync", describe_task("CartPole-v1", "sync"), 0, 5, SEED)
+    envs = EpisodeEnvs(World("CartPole-v1"), describe_task(World("CartPole-v1")), 0, 5, SEED)
     assert envs.observation.shape == (0, 4)
     assert envs.restore(envs.state()) == Restored()
     envs.close()

@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 
 from hpcrl.envs.episodes import EpisodeEnvs
 from hpcrl.envs.factory import describe_task
+from hpcrl.envs.world import World
 from hpcrl.models.policy import Policy
 from hpcrl.noise import Purpose, uniforms
 from hpcrl.roles.evaluation import play_episodes
+from tests.policies import policy_of
 
 ENV = "CartPole-v1"
 
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    made = Policy(describe_task(ENV, "sync"), (4,), "tanh", True)
+    made = policy_of(describe_task(World(ENV)), (4,), "tanh", True)
     made.initialise(1)
     with torch.no_grad():  # leans on the pole's angle, so that choices and lengths differ
         made.head.weight.mul_(60)  # type: ignore[attr-defined]
@@ -30,7 +32,7 @@ def policy() -> Policy:
 
 
 def play(policy: Policy, episodes: range, seed: int = 7, deterministic: bool = False) -> NDArray[np.float64]:
-    return play_episodes(policy, ENV, describe_task(ENV, "sync"), episodes, seed, deterministic)
+    return play_episodes(policy, World(ENV), describe_task(World(ENV)), episodes, seed, deterministic)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -51,11 +53,12 @@ def test_more_episodes_than_are_played_side_by_side(policy: Policy) -> None:
 def test_only_the_first_episode_of_an_environment_counts(policy: Policy) -> None:
     results = play(policy, range(6))
     for number, (total, length) in enumerate(results):
-        envs = EpisodeEnvs(ENV, "sync", describe_task(ENV, "sync"), 1, number, 7, Purpose.EVALUATION_SEED)
+        envs = EpisodeEnvs(World(ENV), describe_task(World(ENV)), 1, number, 7, Purpose.EVALUATION_SEED)
         steps, ended = 0, False
         while not ended:
             noise = uniforms(7, [number], steps, Purpose.EVALUATION_ACTION, policy.head.noise_size)
-            action, _ = policy.act(torch.from_numpy(envs.observation.copy()), torch.from_numpy(noise))
+            parameters, _ = policy.step(torch.from_numpy(envs.observation.copy()), torch.zeros(1, 0))
+            action = policy.head.sample(parameters, torch.from_numpy(noise))
             step = envs.step(action.numpy())
             steps, ended = steps + 1, bool(step.terminated[0] or step.truncated[0])
         assert (total, length) == (steps, steps)
@@ -77,7 +80,8 @@ def test_no_episodes_and_signs_of_life(policy: Policy) -> None:
     assert play(policy, range(0)).shape == (0, 2)
     assert play(policy, range(4, 4)).shape == (0, 2)
     ticks: list[None] = []
-    results = play_episodes(policy, ENV, describe_task(ENV, "sync"), range(5), 7, False, lambda: ticks.append(None))
+    task = describe_task(World(ENV))
+    results = play_episodes(policy, World(ENV), task, range(5), 7, False, lambda: ticks.append(None))
     assert len(ticks) == results[:, 1].max()
 
 
@@ -99,8 +103,8 @@ def test_a_return_that_is_no_number_ends_an_episode_too(policy: Policy) -> None:
         if next(steps, None) is None:
             raise TimeoutError
 
-    task = describe_task("hpcrl-tests/Unpaid-v0", "sync")
-    results = play_episodes(policy, "hpcrl-tests/Unpaid-v0", task, range(2), 7, False, tick)
+    task = describe_task(World("hpcrl-tests/Unpaid-v0"))
+    results = play_episodes(policy, World("hpcrl-tests/Unpaid-v0"), task, range(2), 7, False, tick)
     assert np.isnan(results[:, 0]).all()
     assert (results[:, 1] > 1).all()
 

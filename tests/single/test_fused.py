@@ -16,6 +16,7 @@ from torch.nn import functional
 from hpcrl.models.fused import ACTIVATIONS, Layer, perceptron
 from hpcrl.models.policy import Policy
 from hpcrl.spaces import Space, Task
+from tests.policies import policy_of
 
 EAGER: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
@@ -161,7 +162,7 @@ def eager_policy(policy: Policy, rows: Tensor) -> tuple[Tensor, Tensor]:
 def test_policies_equal_modules_one_by_one(
     observation: Space, action: Space, shared: bool, leading: tuple[int, ...]
 ) -> None:
-    policy = Policy(Task(observation, action, None, True), (16, 8), "tanh", shared)
+    policy = policy_of(Task(observation, action, None, True), (16, 8), "tanh", shared)
     policy.initialise(4)
     if observation.kind == "discrete":
         seen = torch.randint(0, 7, leading)

@@ -139,10 +139,10 @@ class Counting:
     def begin(self) -> None:
         self._inner.begin()
 
-    def ask(self, group: int, observation: Tensor) -> None:
+    def ask(self, group: int, observation: Tensor, state: Tensor) -> None:
         assert group not in self.open, "a question while another is out"
         self.open.add(group)
-        self._inner.ask(group, observation)
+        self._inner.ask(group, observation, state)
 
     def answer(self, group: int) -> tuple[Tensor, int | None]:
         self.open.remove(group)
@@ -179,12 +179,12 @@ def test_questions_of_several_actors_are_answered_in_one_pass_each_with_its_own(
     answering = [SharedChannel(spec, memory, no_fence) for spec, memory in zip(specs, memories, strict=True)]
     passes = []
 
-    def pass_once(observation: Tensor) -> Tensor:
+    def pass_once(observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         passes.append(len(observation))
-        return playing.policy.parameters_of(observation)
+        return playing.policy.step(observation, state)
 
     class Network:
-        parameters_of = staticmethod(pass_once)
+        step = staticmethod(pass_once)
         refresh = staticmethod(lambda: None)
 
     version = 0
@@ -204,6 +204,7 @@ def test_questions_of_several_actors_are_answered_in_one_pass_each_with_its_own(
             if index not in who:
                 assert np.array_equal(channel.parameters, before[index])
                 continue
-            expected = playing.policy.parameters_of(torch.from_numpy(channel.observation.copy())).numpy()
+            asked = torch.from_numpy(channel.observation.copy())
+            expected = playing.policy.step(asked, torch.zeros(len(asked), 0))[0].numpy()
             np.testing.assert_allclose(channel.parameters, expected, rtol=1e-5, atol=1e-6)
             assert channel.version.tolist() == [version]

@@ -117,7 +117,7 @@ def test_episodes_are_taken_once() -> None:
     taking = Taking(2, (2,), True)
     taking.senders[0].put()
     unroll = taking.senders[0]._waiting[-1]
-    unroll.terminated[1, 0] = True
+    unroll.ended[1, 0] = True
     unroll.episode_return[1, 0] = 7
     taking.intake.next(0, 0)
     assert taking.intake.take_episodes()["return"].tolist() == [7]

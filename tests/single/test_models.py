@@ -12,13 +12,14 @@ from hpcrl.errors import ShapeError
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
 from hpcrl.spaces import Space, Task
+from tests.policies import policy_of
 
 DISCRETE = Space("discrete", (), "int64", 3)
 BOX = Space("box", (2,), "float32", low=(-1, -1), high=(1, 1))
 
 
 def make_policy(observation: Space, action: Space = DISCRETE, shared: bool = False, seed: int = 1) -> Policy:
-    policy = Policy(Task(observation, action, None, True), (5, 4), "tanh", shared)
+    policy = policy_of(Task(observation, action, None, True), (5, 4), "tanh", shared)
     policy.initialise(seed)
     return policy
 
@@ -42,12 +43,12 @@ def test_shapes_for_boxes_of_any_rank(
 def test_actions_answer_to_one_observation_each(action: Space) -> None:
     policy = make_policy(Space("box", (4,), "float32"), action)
     observation, noise = torch.randn(6, 4), torch.rand(6, policy.head.noise_size)
-    actions, parameters = policy.act(observation, noise)
+    parameters, _ = policy.step(observation, torch.zeros(6, 0))
+    actions = policy.head.sample(parameters, noise)
     assert actions.shape == (6, *action.shape) and actions.dtype == getattr(torch, action.dtype)
     torch.testing.assert_close(parameters, policy(observation)[0])
-    assert torch.equal(actions, policy.head.sample(parameters, noise))
-    assert torch.equal(policy.act_greedily(observation), policy.head.mode(parameters))
-    assert torch.equal(policy.act(observation[2:3], noise[2:3])[0], actions[2:3])
+    alone, _ = policy.step(observation[2:3], torch.zeros(1, 0))
+    assert torch.equal(policy.head.sample(alone, noise[2:3]), actions[2:3])
 
 
 def test_discrete_observations_are_told_apart() -> None:
@@ -95,11 +96,13 @@ def test_shared_encoder_is_one() -> None:
 
 
 def test_an_encoder_without_hidden_layers_hands_the_observation_on() -> None:
-    policy = Policy(Task(Space("box", (2, 2), "uint8"), DISCRETE, None, True), (), "relu", True)
+    policy = policy_of(Task(Space("box", (2, 2), "uint8"), DISCRETE, None, True), (), "relu", True)
     identity = nn.Linear(4, 4)
     nn.init.eye_(identity.weight)
     nn.init.zeros_(identity.bias)
-    (features,) = policy.encoder(torch.arange(4, dtype=torch.uint8).reshape(1, 2, 2), identity)
+    seen = policy.inputs(torch.arange(4, dtype=torch.uint8).reshape(1, 2, 2))
+    (features,) = policy.encoder(seen, identity)
+    assert torch.equal(policy.encoder.features(seen), features)
     assert features.tolist() == [[0, 1, 2, 3]]
 
 

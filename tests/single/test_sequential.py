@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hpcrl.envs.factory import make_vector_env
 from hpcrl.envs.sequential import SequentialEnvs
+from hpcrl.envs.world import World
 
 NUM_ENVS = 3
 
@@ -93,7 +94,7 @@ def test_equals_gymnasiums(name: str) -> None:
 
 @pytest.mark.parametrize("seed", [3, [3, 9, 4], None])
 def test_resets_of_all(seed: Any) -> None:
-    ours: VectorEnv[Any, Any, Any] = make_vector_env("CartPole-v1", NUM_ENVS, "sync")
+    ours: VectorEnv[Any, Any, Any] = make_vector_env(World("CartPole-v1"), NUM_ENVS)
     theirs = SyncVectorEnv([lambda: make("CartPole-v1")] * NUM_ENVS)
     assert isinstance(ours, SequentialEnvs)
     for envs in (ours, theirs):

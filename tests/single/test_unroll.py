@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from hpcrl.errors import ShapeError
 from hpcrl.spaces import Space, Task
-from hpcrl.unroll import Unroll, UnrollSpec, aligned_zeros, num_finals
+from hpcrl.unroll import Memory, Unroll, UnrollSpec, aligned_zeros, num_finals
 
 CARTPOLE = Task(Space("box", (4,), "float32"), Space("discrete", (), "int64", 2), 500, True)
 IMAGES = Task(Space("box", (2, 3), "uint8"), Space("box", (2,), "float32", low=(-1, -1), high=(1, 1)), None, True)
 NUMBERS = Task(Space("discrete", (), "int64", 9), Space("discrete", (), "int64", 2), None, True)
 
-#: Shape and dtype of every field of a versioned unroll for T = 5, B = 3, K = 2, observations O and actions A.
+#: Shape and dtype of every field of an unroll that has them all; T = 5, B = 3, K = 2, observations O and actions A.
 TABLE: dict[str, tuple[tuple[Any, ...], str | None]] = {
     "header": ((8,), "int64"),
     "observation": ((6, 3, "O"), None),
@@ -25,6 +25,7 @@ TABLE: dict[str, tuple[tuple[Any, ...], str | None]] = {
     "reward": ((5, 3), "float32"),
     "terminated": ((5, 3), "bool"),
     "truncated": ((5, 3), "bool"),
+    "ended": ((5, 3), "bool"),
     "valid": ((5, 3), "bool"),
     "behaviour_log_prob": ((5, 3), "float32"),
     "final_observation": ((2, "O"), None),
@@ -33,6 +34,9 @@ TABLE: dict[str, tuple[tuple[Any, ...], str | None]] = {
     "episode_return": ((5, 3), "float64"),
     "episode_length": ((5, 3), "int64"),
     "row_version": ((5, 3), "int64"),
+    "core_state": ((3, 7), "float32"),
+    "history": ((2, 3, "O"), None),
+    "discounted_return": ((5, 3), "float64"),
 }
 HEADER = (
     "actor",
@@ -47,7 +51,7 @@ HEADER = (
 
 
 def make_spec(task: Task = CARTPOLE, num_envs: int = 3) -> UnrollSpec:
-    return UnrollSpec(task, 5, num_envs, 10, 2, versioned=True)
+    return UnrollSpec(task, 5, num_envs, 10, 2, True, Memory(7, 2, True))
 
 
 @pytest.mark.parametrize("task", [CARTPOLE, IMAGES, NUMBERS])
@@ -104,11 +108,13 @@ def test_buffers_that_do_not_fit_are_refused() -> None:
             Unroll(make_spec(), buffer)
 
 
-def test_only_a_versioned_unroll_has_room_for_versions() -> None:
+def test_what_only_some_runs_need_takes_no_room_in_others() -> None:
     plain = UnrollSpec(CARTPOLE, 5, 3, 10, 2)
-    assert Unroll(plain).row_version.shape == (0, 3)
-    assert make_spec().nbytes - plain.nbytes == 128
-    assert [field for field in make_spec().fields if field.name != "row_version"] == list(plain.fields)[:-1]
+    extra = {"row_version": (0, 3), "core_state": (3, 0), "history": (0, 3, 4), "discounted_return": (0, 3)}
+    assert {field.name: field.shape for field in plain.fields if field.name in extra} == extra
+    assert [field for field in make_spec().fields if field.name not in extra] == list(plain.fields)[: -len(extra)]
+    # 120 bytes of versions, 84 of state, 96 of history and 120 of returns, each rounded up to cache lines.
+    assert make_spec().nbytes - plain.nbytes == 128 + 128 + 128 + 128
 
 
 def test_an_actor_without_environments_has_an_unroll() -> None:

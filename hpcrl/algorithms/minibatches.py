@@ -1,0 +1,122 @@
+"""Minibatches: the parts that an epoch cuts a batch into, the same whichever learners hold it.
+
+The rows of all learners are put into an order that is a function of (seed, batch, epoch) and of nothing else, and cut
+into nearly equal parts; each learner takes those of its own columns. Under a recurrent core whole columns are dealt out
+in place of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hpcrl.algorithms.batch import Batch, sequence_of
+from hpcrl.algorithms.loss import Targets
+from hpcrl.config import PPOConfig
+from hpcrl.models.frames import history_of_rows
+from hpcrl.noise import Purpose, seeds
+
+
+class Minibatch(NamedTuple):
+    """What one update learns from, and towards."""
+
+    batch: Batch
+    targets: Targets
+
+
+def minibatches(
+    batch: Batch, targets: Targets, config: PPOConfig, number: int, whole_columns: bool
+) -> Iterator[Minibatch]:
+    """One learner's part of every minibatch of every epoch; all learners get equally many, some of them maybe empty.
+
+    Args:
+        batch: this learner's columns.
+        targets: of all its rows.
+        config: `epochs`, `minibatches`, `seed`, `num_envs`.
+        number: of the batch, the same on all learners and another for every batch, below 2**64.
+        whole_columns: deal out columns, not rows.
+    """
+    shape = (config.num_envs,) if whole_columns else (len(batch.reward), config.num_envs)
+    for epoch in range(config.epochs):
+        dealt = deal(shape, config.minibatches, config.seed, number, epoch)[..., batch.env_index].flatten()
+        for part in range(config.minibatches):
+            (chosen,) = torch.nonzero(dealt == part, as_tuple=True)
+            if whole_columns:
+                yield Minibatch(columns(batch, chosen), Targets(*(each[:, chosen] for each in targets)))
+            else:
+                yield Minibatch(rows(batch, chosen), Targets(*(each.reshape(1, -1)[:, chosen] for each in targets)))
+
+
+def deal(shape: tuple[int, ...], parts: int, seed: int, number: int, epoch: int) -> Tensor:
+    """Which part each of many things belongs to: int64 [*shape] in [0, parts), each part nearly equally often.
+
+    Args:
+        shape: of what is dealt out, at least `parts` things.
+        parts: how many parts.
+        seed, number, epoch: what the permutation is a function of.
+    """
+    total = math.prod(shape)
+    generator = torch.Generator().manual_seed(int(seeds(seed, epoch, number, Purpose.MINIBATCH)))
+    places = torch.randperm(total, generator=generator).view(shape)
+    firsts = torch.tensor([total * part // parts for part in range(1, parts)], dtype=torch.int64)
+    return torch.bucketize(places, firsts, right=True)
+
+
+def rows(batch: Batch, chosen: Tensor) -> Batch:
+    """Rows of a batch, side by side as unrolls of one step, without final observations.
+
+    Args:
+        batch: [T, B], of a policy without a recurrent core.
+        chosen: int64 [M], their places t * B + b.
+    """
+    num_envs = batch.reward.shape[1]
+    t, b = chosen // max(1, num_envs), chosen % max(1, num_envs)
+
+    def pick(field: Tensor) -> Tensor:
+        return field.flatten(0, 1)[chosen][None]
+
+    history = batch.history[:, b] if not len(batch.history) else history_of_rows(sequence_of(batch), t, b)
+    return Batch(
+        observation=batch.observation.flatten(0, 1)[torch.stack([chosen, chosen + num_envs])],
+        action=pick(batch.action),
+        reward=pick(batch.reward),
+        behaviour_log_prob=pick(batch.behaviour_log_prob),
+        terminated=pick(batch.terminated),
+        truncated=pick(batch.truncated),
+        valid=pick(batch.valid),
+        final_observation=batch.final_observation[:0],
+        final_index=batch.final_index[:0],
+        core_state=batch.core_state[b],
+        history=history,
+        discounted_return=pick(batch.discounted_return)
+        if len(batch.discounted_return)
+        else batch.discounted_return[:, b],
+        env_index=batch.env_index[b],
+    )
+
+
+def columns(batch: Batch, chosen: Tensor | slice) -> Batch:
+    """Columns of a batch; copies where they are chosen one by one, int64 [M], and views of a slice."""
+    place = torch.full((batch.reward.shape[1],), -1)
+    place[chosen] = torch.arange(len(place[chosen]))
+    t, b = batch.final_index.unbind(1)
+    ours = place[b] >= 0
+    return Batch(
+        observation=batch.observation[:, chosen],
+        action=batch.action[:, chosen],
+        reward=batch.reward[:, chosen],
+        behaviour_log_prob=batch.behaviour_log_prob[:, chosen],
+        terminated=batch.terminated[:, chosen],
+        truncated=batch.truncated[:, chosen],
+        valid=batch.valid[:, chosen],
+        final_observation=batch.final_observation[ours],
+        final_index=torch.stack([t[ours], place[b[ours]]], 1),
+        core_state=batch.core_state[chosen],
+        history=batch.history[:, chosen],
+        discounted_return=batch.discounted_return[:, chosen],
+        env_index=batch.env_index[chosen],
+    )
