@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hpcrl.config import A2CConfig, A3CConfig, AppoConfig, ImpalaConfig, TrainConfig
+from hpcrl.config import A2CConfig, A3CConfig, AppoConfig, ImpalaConfig, PPOConfig, TrainConfig
 from hpcrl.envs.registration import register_environments
 from hpcrl.errors import HpcrlError
 
@@ -21,6 +21,7 @@ __all__ = [
     "AppoConfig",
     "HpcrlError",
     "ImpalaConfig",
+    "PPOConfig",
     "TrainConfig",
     "Trainer",
     "__version__",

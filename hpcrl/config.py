@@ -130,8 +130,13 @@ class TrainConfig:
     activation: Literal["tanh", "relu"] = option("tanh", "Activation of the hidden layers.", "model")
     core: Literal["none", "lstm", "gru"] = option("none", "Recurrent core behind the encoder.", "model")
     core_size: int = option(256, "Width of the recurrent core.", "model")
-    shared_encoder: bool | None = option(
-        None, "Policy and value share their encoder (default: where there are images or a recurrent core).", "model"
+    precision: Literal["float32", "bfloat16"] = option(
+        "float32",
+        "What networks over images compute in; bfloat16 is faster where processors multiply it (weights stay float32).",
+        "model",
+    )
+    shared_encoder: bool = option(
+        False, "Policy and value share their encoder, as they always do with images or a recurrent core.", "model"
     )
 
     optimizer: Literal["adam", "rmsprop"] = option("rmsprop", "Optimizer.", "optimizer")
@@ -179,9 +184,6 @@ class TrainConfig:
         self._require("stop_return", self.stop_return is None or math.isfinite(self.stop_return), "a finite number")
         self._require("env", bool(self.env_ids), "an environment id")
         self._require_tasks(self.env_ids)
-        self._require(
-            "shared_encoder", self.core == "none" or self.shared_encoder is not False, "true with a recurrent core"
-        )
 
     def _require_tasks(self, env_ids: list[str]) -> None:
         """What several environments need; `env_ids` has one at least."""

@@ -53,6 +53,7 @@ COLUMNS = (
     "rollout/return_last_100",
     "rollout/episode_length_mean",
     "rollout/unrolls_cut",
+    "rollout/env_restarts",
     "eval/episode_return_mean",
     "eval/episode_return_std",
     *UPDATE_METRICS,

@@ -35,6 +35,8 @@ from hpcrl.envs.tasks import common_task
 from hpcrl.envs.world import evaluation_worlds, worlds_of
 from hpcrl.errors import ConfigError, HpcrlError
 from hpcrl.metrics import Row
+from hpcrl.models.distributions import check_mask
+from hpcrl.models.policy import Policy
 from hpcrl.roles.account import Account
 from hpcrl.roles.asynchronous import AsynchronousStation
 from hpcrl.roles.boundary import Boundary, iteration_of
@@ -47,7 +49,7 @@ from hpcrl.roles.station import Station
 from hpcrl.roles.synchronous import SynchronousStation
 from hpcrl.roles.tracing import Tracing
 from hpcrl.signals import Requests
-from hpcrl.spaces import Task
+from hpcrl.spaces import ACTION_MASK, Task
 from hpcrl.storage.checkpoints import Checkpoint, CheckpointStore, load_checkpoint, save_checkpoint
 from hpcrl.storage.run_directory import RunDirectory, default_run_dir
 
@@ -388,10 +390,14 @@ class Trainer:
 
 
 def require_playable(config: ActorCriticConfig, task: Task, num_ranks: int) -> None:
-    """ConfigError where the options of run-ahead algorithms don't fit the task or the world."""
+    """ConfigError where the policy, or the options of run-ahead algorithms, don't fit the task or the world."""
+    head = Policy(task, config).head
+    mask = dict(task.observation.leaves).get(ACTION_MASK)
+    if mask is not None:
+        check_mask(task.action, mask)
     if not isinstance(config, ImpalaConfig):
         return
-    if config.behaviour_epsilon and task.action.kind != "discrete":
+    if config.behaviour_epsilon and not head.can_explore:
         raise ConfigError(f"--behaviour-epsilon needs discrete actions, {config.env} has a {task.action.kind} space")
     if config.inference == "learner" and (num_ranks == 1 or config.placement == "colocated"):
         raise ConfigError(

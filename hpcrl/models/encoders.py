@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional
 from hpcrl.config import TrainConfig
 from hpcrl.errors import ConfigError
 from hpcrl.models.fused import Folded, Layer, fold, perceptron
-from hpcrl.models.images import ImpalaDeep, ImpalaShallow, NatureCNN
+from hpcrl.models.images import ImageEncoder, ImpalaDeep, ImpalaShallow, NatureCNN
 from hpcrl.models.inputs import Inputs, Seen
 
 _IMAGE_ENCODERS: dict[str, Any] = {"nature": NatureCNN, "impala": ImpalaShallow, "impala-deep": ImpalaDeep}
@@ -34,6 +35,10 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def features(self, seen: Seen) -> Tensor:
         """What is seen of N observations -> features float32 [N, F]."""
+
+    def fold_features(self) -> Callable[[Seen], Tensor]:
+        """`features` prepared for many calls with the weights of now, under `torch.inference_mode`."""
+        return self.features
 
     def forward(self, seen: Seen, *heads: nn.Linear) -> tuple[Tensor, ...]:
         """What is seen of N observations -> what each head makes of the features, float32 [N, out_features]."""
@@ -74,15 +79,21 @@ class MLP(Encoder):
 class MixedEncoder(Encoder):
     """A convolutional network for each image, beside fully connected layers for all the rest."""
 
-    def __init__(self, networks: Sequence[Any], vectors: MLP | None) -> None:
+    def __init__(self, networks: Sequence[ImageEncoder], vectors: MLP | None) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(networks)
+        self.networks: Any = nn.ModuleList(networks)
         self.vectors = vectors
         self.num_features = sum(network.num_features for network in networks)
         self.num_features += 0 if vectors is None else vectors.num_features
 
     def features(self, seen: Seen) -> Tensor:
-        parts = [network(image) for network, image in zip(self.networks, seen.images, strict=True)]
+        return self._joined(self.networks, seen)
+
+    def fold_features(self) -> Callable[[Seen], Tensor]:
+        return functools.partial(self._joined, [network.fold() for network in self.networks])
+
+    def _joined(self, networks: Iterable[Callable[[Tensor], Tensor]], seen: Seen) -> Tensor:
+        parts = [network(image) for network, image in zip(networks, seen.images, strict=True)]
         if self.vectors is not None:
             parts.append(self.vectors.features(seen))
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
@@ -121,7 +132,8 @@ def make_encoder(inputs: Inputs, config: TrainConfig) -> Encoder:
     if name == "mlp":
         assert vectors is not None, "an observation without images has numbers"
         return vectors
-    return MixedEncoder([_IMAGE_ENCODERS[name](space.shape) for space in inputs.images], vectors)
+    make = _IMAGE_ENCODERS[name]
+    return MixedEncoder([make(space.shape, precision=config.precision) for space in inputs.images], vectors)
 
 
 def _own_encoder(inputs: Inputs, config: TrainConfig) -> OwnEncoder:

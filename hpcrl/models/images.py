@@ -1,12 +1,18 @@
 """Encoders of images: convolutions and one fully connected layer, arranged for the time they take on a CPU.
 
 Few images at a time go through all convolutions, so that what one writes is still in the cache when the next one reads
-it. All is computed channels last, and where a view can do that the stride of columns becomes channels. Measured on one
-thread (AVX-512, images uint8 [4, 84, 84]; microseconds an image, plain channels-last layers under autograd -> these):
+it. All is computed channels last, and where a view can do that the stride of columns becomes channels. Microseconds an
+image uint8 [4, 84, 84] on one thread of a processor with AVX-512 and bfloat16, torch's layers, channels last, under
+`torch.autocast` for bfloat16 -> these (acting: of `ImageEncoder.fold`):
 
-| | acting, 8 images | 32 images | learning, 320 images |
+| | acting, 8 images | acting, 32 images | learning, 320 images |
 | --- | --- | --- | --- |
-| NatureCNN, float32 | TABLE |
+| NatureCNN, float32 | 206 -> 145 | 166 -> 125 | 397 -> 335 |
+| NatureCNN, bfloat16 | 151 -> 85 | 108 -> 71 | 235 -> 225 |
+| ImpalaShallow, float32 | 105 -> 76 | 77 -> 49 | 168 -> 137 |
+| ImpalaShallow, bfloat16 | 84 -> 52 | 53 -> 31 | 122 -> 90 |
+| ImpalaDeep, float32 | 936 -> 815 | 842 -> 758 | 2482 -> 2389 |
+| ImpalaDeep, bfloat16 | 636 -> 550 | 537 -> 432 | 1417 -> 1491 |
 """
 
 from __future__ import annotations
@@ -124,8 +130,8 @@ class ImageEncoder(nn.Module, ABC):
         layers: the first reads images, the last writes maps.
         map_sides: height and width of these maps.
         num_features: F.
-        precision: of products and of what lies between two layers; bfloat16 takes half the time on processors that
-            multiply it, and a multiple on others. Weights, their gradients and features are float32 either way.
+        precision: of products and of what lies between two layers; bfloat16 takes 0.6 of the time on processors
+            that multiply it, and may take a multiple on others. Weights, their gradients and features are float32.
 
     Attributes:
         num_features: F, numbers that describe an image.
@@ -158,7 +164,7 @@ class ImageEncoder(nn.Module, ABC):
 
     @torch.no_grad()
     def fold(self) -> Callable[[Tensor], Tensor]:
-        """`forward` without gradients, prepared for many calls with the weights of now."""
+        """`forward` prepared for many calls with the weights of now, to be called under `torch.inference_mode`."""
         weights = [_laid_out(weight, self._dtype).clone() for weight in self._weights()]
         return functools.partial(self._features, weights=weights)
 
@@ -181,7 +187,7 @@ class ImageEncoder(nn.Module, ABC):
         layout = self._layout
         values = images.to(self._dtype) if images.dtype == torch.uint8 else (images * _WHITE).to(self._dtype)
         if layout.channels_last:
-            values = values.view(-1, layout.height, layout.width, layout.channels).permute(0, 3, 1, 2)
+            values = values.reshape(-1, layout.height, layout.width, layout.channels).permute(0, 3, 1, 2)
         return self._maps(values, weights)
 
     @abstractmethod

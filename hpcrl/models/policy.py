@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from hpcrl.config import TrainConfig
-from hpcrl.models.cores import make_core
+from hpcrl.models.cores import Core, make_core
 from hpcrl.models.distributions import make_head
 from hpcrl.models.encoders import HIDDEN_GAIN, OwnEncoder, initialise, make_encoder
 from hpcrl.models.frames import stack_sequence, stacked_space
-from hpcrl.models.inputs import Inputs
+from hpcrl.models.inputs import Inputs, Seen
 from hpcrl.models.sequence import Evaluation, Sequence
 from hpcrl.spaces import Task
 
@@ -27,19 +25,19 @@ class Policy(nn.Module):
         num_history: frames before the newest that it sees.
     """
 
+    core: Core | None
+
     def __init__(self, task: Task, config: TrainConfig) -> None:
         super().__init__()
         self._frame = task.observation
         self.num_history = config.frame_stack - 1
         self.space = stacked_space(task.observation, config.frame_stack)
         self.inputs = Inputs(self.space, config.normalise_observations)
-        is_shared = config.shared_encoder
-        if is_shared is None:
-            is_shared = config.core != "none" or bool(self.inputs.images)
+        is_shared = config.shared_encoder or config.core != "none" or bool(self.inputs.images)
         self.encoder = make_encoder(self.inputs, config)
         self.value_encoder = None if is_shared else make_encoder(self.inputs, config)
         width = self.encoder.num_features
-        self.core: Any = None if config.core == "none" else make_core(config.core, width, config.core_size)
+        self.core = None if config.core == "none" else make_core(config.core, width, config.core_size)
         self.state_size = 0 if self.core is None else self.core.state_size
         width = width if self.core is None else self.core.num_features
         self.head = make_head(task.action, width)
@@ -51,8 +49,8 @@ class Policy(nn.Module):
         self._initialise(self, generator)
 
     def _initialise(self, module: nn.Module, generator: torch.Generator) -> None:
-        if module is self.core:
-            self.core.initialise(generator)
+        if isinstance(module, Core):
+            module.initialise(generator)
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
             gain = 0.01 if module is self.head else 1.0 if module is self.value_head else HIDDEN_GAIN
             initialise(module, gain, generator)
@@ -135,9 +133,10 @@ class Policy(nn.Module):
             parameters [B, P] of the action distributions, and the state after this observation float32 [B, S].
         """
         seen = self.inputs(observation)
-        if self.core is None:
-            (output,) = self.encoder(seen, self.head)
-        else:
-            features, state = self.core.step(self.encoder.features(seen), state)
-            output = nn.functional.linear(features, self.head.weight, self.head.bias)
-        return self._masked(output, seen.mask), state
+        return self.step_on(self.encoder.features(seen), seen, state)
+
+    def step_on(self, features: Tensor, seen: Seen, state: Tensor) -> tuple[Tensor, Tensor]:
+        """`step` from the features float32 [B, F] of what is seen on."""
+        if self.core is not None:
+            features, state = self.core.step(features, state)
+        return self._masked(nn.functional.linear(features, self.head.weight, self.head.bias), seen.mask), state

@@ -75,6 +75,7 @@ class Reporter:
             row |= _time_split(np.array([part.seconds for part in parts]), self._ranks)
             row |= _sums([part.counts for part in parts]) | _ranges([part.ranges for part in parts])
             row["rollout/unrolls_cut"] = sum(part.unrolls_cut for part in parts)
+            row["rollout/env_restarts"] = sum(part.env_restarts for part in parts)
             row = self._recorder.report(row)
             reached = stop_return is not None and row["rollout/return_last_100"] >= stop_return
         return broadcast(self._ranks.world, (row, reached), self._waiter)
@@ -82,7 +83,14 @@ class Reporter:
     def _take_part(self) -> _Part:
         role = self._station.role
         updates = None if role.reducer is None else role.reducer.take_state()
-        return _Part(self._activity.take_seconds(), role.take_counts(), role.take_ranges(), updates, role.unrolls_cut)
+        return _Part(
+            self._activity.take_seconds(),
+            role.take_counts(),
+            role.take_ranges(),
+            updates,
+            role.unrolls_cut,
+            self._station.restarts.count,
+        )
 
     def account(self) -> Account:
         """What became of the unrolls, or gradients, of all ranks, on every rank."""
@@ -99,6 +107,7 @@ class _Part(NamedTuple):
     ranges: dict[str, Range]
     updates: Mapping[str, NDArray] | None
     unrolls_cut: int
+    env_restarts: int
 
 
 def _merge(parts: Sequence[Mapping[str, NDArray] | None]) -> MeanReducer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
@@ -43,6 +44,7 @@ class Station(ABC):
         policy, flat: the network and its flat vector.
         memory: what unrolls keep of the time before them.
         actor: acts, on ranks that do.
+        restarts: of this rank's environments.
         role: the loop of this rank.
     """
 
@@ -63,6 +65,7 @@ class Station(ABC):
         limit_threads(config.learner_cores if ranks.is_learner else 1)
         keep_freed_memory()
         self.actor: Actor | None = None
+        self.restarts = Restarts(config.env_restarts, sleep=self._rest)
         self.role: Role
 
     def unroll_spec(self, block: range, versioned: bool = False) -> UnrollSpec:
@@ -79,7 +82,7 @@ class Station(ABC):
     def make_actor(self, groups: Sequence[Group], inference: Inference, epsilon: float) -> Actor:
         """This rank's actor. Local."""
         config, rank = self._config, self._ranks.rank
-        worlds, restarts = worlds_of(config), Restarts(config.env_restarts)
+        worlds = worlds_of(config)
         envs = [
             make_episodes(
                 worlds[group.task],
@@ -88,12 +91,17 @@ class Station(ABC):
                 group.envs.start,
                 config.seed,
                 gamma=config.gamma,
-                restarts=restarts,
+                restarts=self.restarts,
             )
             for group in groups
         ]
         head, requests, waiter = self.policy.head, self._requests, self._waiter
         return Actor(rank, envs, inference, head, epsilon, config.seed, requests, waiter, self.memory)
+
+    def _rest(self, seconds: float) -> None:
+        """Sleep, with signs of life. Local."""
+        end = time.monotonic() + seconds
+        self._waiter.until(lambda: time.monotonic() >= end)
 
     @abstractmethod
     def gather_optimizer(self) -> Mapping[str, Tensor] | None:

@@ -52,7 +52,7 @@ def test_tasks_are_trained_together_reported_apart_and_go_on(shared_dir: Path) -
         whole = trainer.weights_sha256()
     for column in ("rollout/return_last_100", "eval/episode_return_mean"):
         for row in reported:
-            mean = np.mean([row[f"{column}/{task}"] for task in TASKS])
+            mean = sum(row[f"{column}/{task}"] for task in TASKS) / len(TASKS)
             assert row[column] == pytest.approx(mean, nan_ok=True)
     assert np.isfinite(reported[-1]["eval/episode_return_mean"])
     assert all(np.isfinite(reported[0][f"rollout/episode_return_mean/{task}"]) for task in TASKS)
@@ -71,9 +71,9 @@ def test_tasks_are_trained_together_reported_apart_and_go_on(shared_dir: Path) -
         }
         with contextlib.redirect_stdout(io.StringIO()) as said:
             assert evaluate([str(shared_dir / "whole"), "--episodes", "2"]) == 0
-        _, *tasks, mean = said.getvalue().splitlines()
+        _, *tasks, last = said.getvalue().splitlines()
         assert [line.split(": return")[0] for line in tasks] == [f"{task}: 2 episodes" for task in TASKS]
-        assert mean.startswith("mean over 2 tasks: return ")
+        assert last.startswith("mean over 2 tasks: return ")
 
 
 @pytest.mark.mpi(ranks=(3,))

@@ -77,7 +77,7 @@ OUTSIDE = {
     "clip_range_final": (-0.1, math.inf, math.nan),
 }
 #: Fields whose range depends on others.
-CHECKED_APART = {"task_id", "isolated", "entropy_coef_final", "shared_encoder", "max_lag", "deterministic"}
+CHECKED_APART = {"task_id", "isolated", "entropy_coef_final", "max_lag", "deterministic"}
 #: Fields of which every value of their type can be run.
 FREE = {
     "vector",
@@ -95,6 +95,8 @@ FREE = {
     "activation",
     "model",
     "core",
+    "shared_encoder",
+    "precision",
     "normalise_observations",
     "full_action_set",
     "life_loss",
@@ -128,11 +130,6 @@ def test_a_value_out_of_range_is_one_sentence_that_names_the_flag(name: str, val
 def test_the_last_entropy_coefficient_is_checked_too(value: float) -> None:
     with pytest.raises(ConfigError, match="--entropy-coef-final must be"):
         A2CConfig(entropy_coef_final=value)
-
-
-def test_a_recurrent_core_is_shared() -> None:
-    with pytest.raises(ConfigError, match="--shared-encoder must be true with a recurrent core, got False"):
-        A2CConfig(core="lstm", shared_encoder=False)
 
 
 def test_every_field_is_checked_or_known_to_be_free() -> None:

@@ -64,7 +64,8 @@ SCRIPTED = Task(Space("box", (3,), "float32"), Space("discrete", (), "int64", 2)
 
 
 def use_vector_env(monkeypatch: pytest.MonkeyPatch, make: Callable[[int], gym.vector.VectorEnv]) -> None:
-    monkeypatch.setattr("hpcrl.envs.episodes.make_vector_env", lambda _world, num_envs, _task, _restarts: make(num_envs))
+    made = lambda _world, num_envs, _task, _restarts: make(num_envs)  # noqa: E731
+    monkeypatch.setattr("hpcrl.envs.episodes.make_vector_env", made)
 
 
 def scripted_envs(num_envs: int, mode: AutoresetMode, cls: type[SyncVectorEnv] = SyncVectorEnv) -> SyncVectorEnv:

@@ -218,7 +218,7 @@ def count_rows(policy: Policy) -> list[int]:
     return rows
 
 
-@pytest.mark.parametrize("algorithm", list(LOSSES))
+@pytest.mark.parametrize("algorithm", list(CONFIG_OF))
 def test_one_forward_pass_gives_a_loss(algorithm: str) -> None:
     policy, batch = make_policy(), make_batch(SMALL, 4)
     rows = count_rows(policy)
@@ -258,7 +258,7 @@ def test_the_others_make_new_targets_for_every_update(algorithm: str) -> None:
     assert once.targets is None and torch.equal(once.statistics, again.statistics)
 
 
-@pytest.mark.parametrize("algorithm", list(LOSSES))
+@pytest.mark.parametrize("algorithm", list(CONFIG_OF))
 def test_without_an_entropy_bonus_its_gradient_is_left_out(algorithm: str) -> None:
     policy, batch = make_policy(), make_batch(SMALL, 4)
     none, small = (LOSSES[algorithm](policy, batch, CONFIG_OF[algorithm], coef, None) for coef in (0.0, 1e-12))

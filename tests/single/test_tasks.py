@@ -55,7 +55,7 @@ def halves(size: int) -> list[int]:
     return [half for half in (size - size // 2, size // 2) if half]
 
 
-gym.register("hpcrl-tests/Replayed-v0", replayed, max_episode_steps=30)
+gym.register("hpcrl-tests/Replayed-v0", replayed, max_episode_steps=30)  # type: ignore[arg-type]
 
 
 # Whose environment is whose
@@ -275,11 +275,11 @@ def test_a_task_stands_beside_an_action_mask(place: str) -> None:
     policy = policy_of(task, (4,))
     policy.initialise(1)
     with torch.no_grad():  # far from uniform, so that the task makes a difference
-        policy.head.weight.mul_(300)  # type: ignore[attr-defined]
+        policy.head.weight.mul_(300)
     # A forbidden action is an error there.
-    results = [play_episodes(policy, world, task, range(4), 7, False) for world in worlds]
-    assert all((result[:, 1] == 10).all() for result in results)
-    assert not np.array_equal(*results)
+    one, other = (play_episodes(policy, world, task, range(4), 7, False) for world in worlds)
+    assert (one[:, 1] == 10).all() and (other[:, 1] == 10).all()
+    assert not np.array_equal(one, other)
 
 
 def test_the_network_sees_tasks_one_hot() -> None:
@@ -322,7 +322,10 @@ class Actor:
 
     def _actions(self, group: EpisodeEnvs | TaskEpisodes) -> NDArray:
         return np.array(
-            [random_action(self._task, 1, np.random.default_rng([index, group.rows]))[0] for index in group.env_index]
+            [
+                random_action(self._task, 1, np.random.default_rng([index, group.rows]))[0]
+                for index in group.env_index.tolist()
+            ]
         )
 
 
