@@ -35,7 +35,7 @@ from hpcrl.envs.tasks import common_task
 from hpcrl.envs.world import evaluation_worlds, worlds_of
 from hpcrl.errors import ConfigError, HpcrlError
 from hpcrl.metrics import Row
-from hpcrl.models.distributions import check_mask
+from hpcrl.models.heads import check_mask
 from hpcrl.models.policy import Policy
 from hpcrl.roles.account import Account
 from hpcrl.roles.asynchronous import AsynchronousStation

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from hpcrl.envs.autoreset import Transition, make_stepper
 from hpcrl.envs.factory import make_vector_env
-from hpcrl.envs.rebuilding import FragileEnvs, Restarts
+from hpcrl.envs.rebuilding import FragileEnvs
+from hpcrl.envs.restarts import Restarts
 from hpcrl.envs.restore import Restored, Snapshots, make_snapshots
 from hpcrl.envs.world import World
 from hpcrl.noise import Purpose, seeds

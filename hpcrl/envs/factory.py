@@ -14,10 +14,12 @@ from gymnasium.vector import VectorEnv
 
 from hpcrl.envs.atari import is_atari, make_atari_vector
 from hpcrl.envs.codec import action_space
-from hpcrl.envs.isolated import IsolatedEnv, Recipe, make
+from hpcrl.envs.isolated import IsolatedEnv
 from hpcrl.envs.native_cartpole import SeededCartPole
-from hpcrl.envs.rebuilding import FragileEnvs, Restarts
+from hpcrl.envs.rebuilding import FragileEnvs
+from hpcrl.envs.recipe import Recipe, make
 from hpcrl.envs.registration import register_environments
+from hpcrl.envs.restarts import Restarts
 from hpcrl.envs.sequential import SequentialEnvs, stored_observation
 from hpcrl.envs.stored import StoredForm
 from hpcrl.envs.world import World

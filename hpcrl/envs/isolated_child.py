@@ -21,20 +21,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from hpcrl.envs.isolated import (
-    CLOSE,
-    MADE,
-    PICKLED,
-    RAISED,
-    SHARED,
-    STEP,
-    Channel,
-    Made,
-    Message,
-    SharedMemory,
-    Start,
-    make,
-)
+from hpcrl.envs.child_channel import CLOSE, MADE, PICKLED, RAISED, SHARED, STEP, Channel, Made, Message, Start
+from hpcrl.envs.child_memory import SharedMemory
+from hpcrl.envs.recipe import make
 
 _PR_SET_PDEATHSIG = 1
 #: Rewards that are the same as a float64.

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import atexit
 import signal
-import time
-import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from types import FrameType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -18,161 +15,12 @@ from numpy.typing import NDArray
 
 from hpcrl.envs.autoreset import BROKEN, NextSeeds
 from hpcrl.envs.isolated import MAKING_TIMEOUT_S, IsolatedEnv
+from hpcrl.envs.restarts import BrokenEpisode, Restarts
 from hpcrl.envs.sequential import SequentialEnvs
-from hpcrl.errors import EnvironmentFailure, ShapeError
+from hpcrl.envs.watch import Hung, Watch, guarded_call
+from hpcrl.errors import ShapeError
 
-_T = TypeVar("_T")
 _CLOSE_TIMEOUT_S = 10.0
-_TICKS = 4
-
-
-class Hung(BaseException):
-    """Raised in the middle of a call that takes too long; no Exception, as many an environment catches all of those."""
-
-
-class Watch:
-    """Interrupts a call in this process that makes no progress, by a timer that is not touched from call to call.
-
-    The timer ticks four times in `timeout_s`; a call that four ticks in a row find where it was is interrupted, so
-    between 1 and 1.25 `timeout_s` after it began. Ticks are counted, not seconds, as a process that was stopped in
-    between did not hang. The timer stops at the first tick that finds nothing to watch.
-
-    Main thread only. What hangs in C code, without ever coming back to Python, is not interrupted. Watches may begin
-    and stop one within the other: the timer and the handler of SIGALRM that were there go on afterwards.
-
-    Args:
-        timeout_s: None watches nothing.
-    """
-
-    def __init__(self, timeout_s: float | None) -> None:
-        self._timeout_s = timeout_s
-        self._is_on = timeout_s is None  # one that watches nothing is never turned on
-        self._progress: Sized | None = None
-        self._end = 0
-        self._seen: tuple[Sized | None, int] = None, 0
-        self._ticks = 0
-        self._before: tuple[Any, float, float] = None, 0.0, 0.0
-
-    def begin(self, progress: Sized, end: int) -> None:
-        """Expect `progress` to grow until its length is `end`; raises Hung where it does not."""
-        self._end = end
-        self._progress = progress
-        if not self._is_on:
-            self._turn_on()
-
-    def pause(self) -> None:
-        """Expect nothing."""
-        self._progress = None
-
-    def _turn_on(self) -> None:
-        assert self._timeout_s is not None
-        self._is_on = True
-        handler = signal.signal(signal.SIGALRM, self._tick)
-        interval = self._timeout_s / _TICKS
-        self._before = (handler, *signal.setitimer(signal.ITIMER_REAL, interval, interval))
-
-    def stop(self) -> None:
-        """Expect nothing, and leave timer and handler as they were, unless another watch has begun since."""
-        self._progress = None
-        if self._timeout_s is None or signal.getsignal(signal.SIGALRM) != self._tick:
-            return
-        handler, rest_s, interval_s = self._before
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
-        signal.setitimer(signal.ITIMER_REAL, rest_s, interval_s)
-        self._is_on = False
-
-    def _tick(self, _number: int, _frame: FrameType | None) -> None:
-        progress = self._progress
-        if progress is None:
-            self.stop()
-            return
-        seen, self._seen = self._seen, (progress, len(progress))
-        if progress is not seen[0] or len(progress) != seen[1]:
-            self._ticks = 0
-            return
-        self._ticks += 1
-        if self._ticks >= _TICKS and len(progress) < self._end:
-            self._ticks = 0
-            raise Hung(f"no answer within {self._timeout_s:g} s")
-
-
-def guarded_call(function: Callable[[], _T], timeout_s: float | None) -> _T:
-    """`function()`, interrupted where it takes longer than `timeout_s` seconds (None: no limit), as `Watch` does.
-
-    Raises:
-        EnvironmentFailure: it was interrupted; its cause says where.
-    """
-    done: list[_T] = []
-    watch = Watch(timeout_s)
-    watch.begin(done, 1)
-    try:
-        done.append(function())
-    except Hung as hung:
-        raise EnvironmentFailure(str(hung)) from hung
-    finally:
-        watch.stop()
-    return done[0]
-
-
-class BrokenEpisode(NamedTuple):
-    """In which episode an environment broke: global index of the environment, number and seed of the episode."""
-
-    env_index: int
-    number: int
-    seed: int | None
-
-
-class Restarts:
-    """Counts how often the environments of a rank broke, and how often they still may.
-
-    Before an environment is made anew there is a pause: `pause_s` seconds, twice as long each time that the same
-    environment breaks without having finished an episode, at most `longest_pause_s`.
-
-    Args:
-        cap: restarts that are allowed.
-        pause_s, longest_pause_s: in seconds.
-        sleep: sleeps so many seconds.
-
-    Attributes:
-        count: restarts so far.
-    """
-
-    def __init__(
-        self,
-        cap: int,
-        pause_s: float = 0.1,
-        longest_pause_s: float = 10.0,
-        sleep: Callable[[float], object] = time.sleep,
-    ) -> None:
-        self.count = 0
-        self._cap, self._pause_s, self._longest_pause_s, self._sleep = cap, pause_s, longest_pause_s, sleep
-        self._in_a_row: dict[int, int] = {}
-
-    def failed(self, episode: BrokenEpisode, error: BaseException) -> None:
-        """Count a failure, and pause.
-
-        Raises:
-            EnvironmentFailure: it was one more than may be, with the environment's own traceback.
-        """
-        index, number, seed = episode
-        where = f"environment {index} broke in its episode {number} (seed {seed})"
-        if self.count >= self._cap:
-            text = "".join(traceback.format_exception(error)).rstrip()
-            raise EnvironmentFailure(
-                f"{where}, and --env-restarts {self._cap} allows this rank no further restart:\n{text}"
-            ) from error
-        self.count += 1
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        message = f"{where} and is made anew, restart {self.count} of at most {self._cap} on this rank: {reason}"
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-        earlier = self._in_a_row.get(index, 0)
-        self._in_a_row[index] = earlier + 1
-        self._sleep(min(self._longest_pause_s, self._pause_s * 2.0 ** min(earlier, 100)))
-
-    def recovered(self, env_index: int) -> None:
-        """The environment finished an episode."""
-        self._in_a_row.pop(env_index, None)
 
 
 class FragileEnvs(SequentialEnvs):

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from hpcrl.config import TrainConfig
 from hpcrl.models.cores import Core, make_core
-from hpcrl.models.distributions import make_head
 from hpcrl.models.encoders import HIDDEN_GAIN, OwnEncoder, initialise, make_encoder
 from hpcrl.models.frames import stack_sequence, stacked_space
+from hpcrl.models.heads import make_head
 from hpcrl.models.inputs import Inputs, Seen
 from hpcrl.models.sequence import Evaluation, Sequence
 from hpcrl.spaces import Task

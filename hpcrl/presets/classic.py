@@ -108,7 +108,7 @@ _ACROBOT: dict[str, Any] = {
 
 def a2c_acrobot() -> A2CConfig:
     """Acrobot-v1; the values were found by trying."""
-    return A2CConfig(**_ACROBOT, normalise_observations=True)
+    return A2CConfig(**_ACROBOT)
 
 
 def a3c_acrobot() -> A3CConfig:
@@ -118,7 +118,7 @@ def a3c_acrobot() -> A3CConfig:
 
 def impala_acrobot() -> ImpalaConfig:
     """Acrobot-v1; the values were found by trying."""
-    return ImpalaConfig(**_ACROBOT, normalise_observations=True)
+    return ImpalaConfig(**_ACROBOT)
 
 
 def ppo_acrobot() -> PPOConfig:

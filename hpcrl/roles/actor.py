@@ -18,7 +18,7 @@ from hpcrl.envs.episodes import EpisodeEnvs, unroll_rows
 from hpcrl.envs.restore import Restored
 from hpcrl.envs.task_episodes import TaskEpisodes
 from hpcrl.metrics import EPISODE, Differences, Range
-from hpcrl.models.distributions import ActionHead
+from hpcrl.models.heads import ActionHead
 from hpcrl.noise import Purpose, UniformsAhead
 from hpcrl.roles.account import UnrollAccount
 from hpcrl.roles.boundary import Boundary

@@ -15,7 +15,7 @@ from hpcrl.cluster.affinity import usable_cpus
 from hpcrl.cluster.ranks import Ranks
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.config import ActorCriticConfig, TrainConfig
-from hpcrl.envs.rebuilding import Restarts
+from hpcrl.envs.restarts import Restarts
 from hpcrl.envs.task_episodes import make_episodes
 from hpcrl.envs.tasks import Group, divide, groups_of
 from hpcrl.envs.world import worlds_of

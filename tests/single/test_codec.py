@@ -197,6 +197,14 @@ def test_numbers_beyond_the_bounds_are_clipped_and_what_was_given_is_kept(kind: 
     assert same(rows[0], actions[0]) and all(space.contains(row) for row in rows) and np.array_equal(stored, kept)
 
 
+@pytest.mark.xfail(raises=ValueError, strict=True, reason="views of leaves need an element at least")
+@pytest.mark.parametrize("kind", ["tuple", "dict"])
+def test_no_actions_are_read_as_none(kind: str) -> None:
+    """An environment that stands at the beginning of its episode has none to replay."""
+    reader = ActionReader(ACTIONS[kind], action_space(ACTIONS[kind]))
+    assert list(reader.rows(stored_action(ACTIONS[kind], []))) == []
+
+
 # What is refused
 
 

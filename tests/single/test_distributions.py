@@ -1,10 +1,7 @@
-"""Action heads: sampling from given noise, log-probabilities and entropies against torch.distributions; masks."""
+"""Distributions over actions: sampling from given noise, log-probabilities, entropies against torch.distributions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,50 +11,24 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Independent, Normal
 
-from hpcrl.errors import ConfigError
-from hpcrl.models.distributions import ActionHead, check_mask, make_head
-from hpcrl.models.exploration import mix_uniform
-from hpcrl.models.packing import pack, unpack
-from hpcrl.noise import Purpose, uniforms
-from hpcrl.spaces import Space, packed
+from hpcrl.models.heads import make_head
+from hpcrl.models.packing import unpack
+from hpcrl.spaces import Space
+from tests.heads import (
+    CHOICES,
+    EQUAL_CHOICES,
+    EVERYTHING,
+    FLAGS,
+    FORCE,
+    FORCES,
+    HIGHEST,
+    NUMBER,
+    categorical,
+    noise_for,
+    random_head,
+)
 
 numbers = st.floats(-20, 20, width=32)
-
-CHOICE = Space("discrete", (), "int64", 5)
-CHOICES = Space("multi_discrete", (2, 3), "int64", nvec=(3, 2, 3, 1, 2, 4))
-EQUAL_CHOICES = Space("multi_discrete", (4,), "int64", nvec=(3, 3, 3, 3))
-FLAGS = Space("multi_binary", (2, 2), "int8")
-FORCE = Space("box", (3,), "float32")
-FORCES = Space("box", (2, 3), "float32")
-NUMBER = Space("box", (), "float32")
-EVERYTHING = packed(
-    (("turn", CHOICE), ("arm/force", FORCE), ("arm/levers", CHOICES), ("arm/flags", FLAGS), ("gas", NUMBER))
-)
-CHOICES_ONLY = packed((("0", CHOICE), ("1", FLAGS)))
-SPACES = [CHOICE, CHOICES, EQUAL_CHOICES, FLAGS, FORCE, FORCES, NUMBER, EVERYTHING, CHOICES_ONLY]
-#: The same, as they can be written into a test's name.
-KINDS = [f"{space.kind}{list(space.shape)}" for space in SPACES]
-MASKABLE = [CHOICE, CHOICES, EQUAL_CHOICES]
-
-
-def categorical(num_choices: int) -> ActionHead:
-    return make_head(Space("discrete", (), "int64", num_choices), 2)
-
-
-def random_head(space: Space, seed: int) -> tuple[ActionHead, Tensor]:
-    """A head with random weights and scales, and its parameters [6, 5, P] for random features."""
-    generator = torch.Generator().manual_seed(seed)
-    head = make_head(space, 4)
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return head, head(torch.randn(6, 5, 4, generator=generator))
-
-
-def noise_for(head: ActionHead, rows: int, seed: int = 3) -> Tensor:
-    """Counter-based noise [rows, noise_size]."""
-    return torch.from_numpy(uniforms(seed, np.arange(rows), 0, Purpose.ACTION, head.noise_size))
-
 
 # One of n choices.
 
@@ -95,8 +66,7 @@ def test_categorical_with_extreme_logits(logits: list[float], noise: float) -> N
     assert torch.isfinite(head.entropy(parameters)) and float(head.entropy(parameters)) >= 0
 
 
-#: The largest number that `hpcrl.noise.uniforms` draws, and equal choices whose shares sum to that or less.
-HIGHEST = 1 - 2.0**-24
+#: Equal choices whose shares sum to `HIGHEST` or less.
 SHORT_OF_ONE = 41
 
 
@@ -267,246 +237,3 @@ def test_the_outputs_of_a_packed_head_are_those_of_its_parts() -> None:
     pieces["arm/force"] = torch.cat([pieces["arm/force"], head.log_std[:3].expand(7, 3)], -1)
     pieces["gas"] = torch.cat([pieces["gas"], head.log_std[3:].expand(7, 1)], -1)
     torch.testing.assert_close(head.parameters_of(output), torch.cat(list(pieces.values()), -1))
-
-
-# All heads.
-
-
-@pytest.mark.parametrize("space", SPACES, ids=KINDS)
-def test_actions_are_as_the_space_stores_them_and_every_parameter_gets_a_gradient(space: Space) -> None:
-    head, parameters = random_head(space, 4)
-    noise = noise_for(head, 30).view(6, 5, -1)
-    action = head.sample(parameters.detach(), noise)
-    for each in (action, head.mode(parameters.detach())):
-        assert each.dtype == getattr(torch, space.dtype) and each.shape == (6, 5, *space.shape)
-    log_prob, entropy = head.log_prob_and_entropy(parameters, action)
-    assert log_prob.dtype == entropy.dtype == torch.float32
-    (log_prob.sum() + entropy.sum()).backward()
-    assert set(dict(head.named_parameters())) <= {"weight", "bias", "log_std"}
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in head.parameters())
-
-
-@pytest.mark.parametrize("space", SPACES, ids=KINDS)
-def test_log_prob_and_entropy_together_are_those_apart_in_any_layout(space: Space) -> None:
-    head, rows = make_head(space, 8), torch.randn(5, 7, 8)
-    parameters = head(rows)
-    by_column = parameters.movedim(-1, 0).contiguous().movedim(0, -1)
-    action = head.mode(parameters)
-    apart = head.log_prob(parameters, action), head.entropy(parameters)
-    for layout in (parameters, by_column):
-        for got, expected in zip(head.log_prob_and_entropy(layout, action), apart, strict=True):
-            assert got.shape == (5, 7)
-            torch.testing.assert_close(got, expected)
-        noise = torch.full((5, 7, head.noise_size), 0.3)
-        torch.testing.assert_close(head.sample(layout, noise), head.sample(parameters, noise))
-
-
-@pytest.mark.parametrize("space", SPACES, ids=KINDS)
-@pytest.mark.parametrize("leading", [(), (0,), (3,), (2, 3)])
-def test_any_leading_axes(space: Space, leading: tuple[int, ...]) -> None:
-    head = make_head(space, 4)
-    parameters = head(torch.ones(*leading, 4))
-    action = head.sample(parameters, torch.full((*leading, head.noise_size), 0.7))
-    assert action.shape == head.mode(parameters).shape == (*leading, *space.shape)
-    assert head.log_prob(parameters, action).shape == head.entropy(parameters).shape == leading
-    if head.mask_size:
-        mask = torch.ones(*leading, head.mask_size, dtype=torch.int8)
-        assert head.masked(parameters, mask).shape == head.explore(parameters, 0.1).shape == parameters.shape
-
-
-@pytest.mark.parametrize(
-    "space",
-    [
-        Space("box", (3,), "int32"),
-        Space("unheard of", (3,), "float32"),  # type: ignore[arg-type]
-        packed(()),
-        packed((("inner", EVERYTHING), ("wrong", Space("box", (2,), "uint8")))),
-    ],
-)
-def test_spaces_without_a_distribution_are_refused(space: Space) -> None:
-    with pytest.raises(ConfigError, match="no distribution is known for actions of kind"):
-        make_head(space, 4)
-
-
-# Masks.
-
-
-def number_masks(space: Space, mask: Tensor) -> Sequence[Tensor]:
-    """The masks [..., n] of each number of an action."""
-    return mask.split(list(space.nvec) or [space.num_choices], -1)
-
-
-def random_mask(space: Space, leading: tuple[int, ...], seed: int) -> Tensor:
-    """int8 [*leading, mask_size] with at least one choice left for each number."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = list(space.nvec) or [space.num_choices]
-    masks = []
-    for size in sizes:
-        mask = torch.randint(0, 2, (*leading, size), generator=generator, dtype=torch.int8)
-        kept = torch.randint(0, size, (*leading, 1), generator=generator)
-        masks.append(mask.scatter(-1, kept, 1))
-    return torch.cat(masks, -1)
-
-
-def renormalised(space: Space, parameters: Tensor, mask: Tensor) -> list[TorchCategorical]:
-    """Each number's distribution over its allowed choices, by division."""
-    sizes = list(space.nvec) or [space.num_choices]
-    probabilities = [torch.softmax(logits, -1) for logits in parameters.split(sizes, -1)]
-    left = [each * kept for each, kept in zip(probabilities, number_masks(space, mask), strict=True)]
-    return [TorchCategorical(probs=each / each.sum(-1, keepdim=True)) for each in left]
-
-
-@pytest.mark.parametrize("space", MASKABLE)
-@pytest.mark.parametrize("by_column", [False, True])
-def test_a_masked_distribution_is_the_renormalised_one(space: Space, by_column: bool) -> None:
-    head, parameters = random_head(space, 7)
-    if by_column:
-        parameters = parameters.movedim(-1, 0).contiguous().movedim(0, -1)
-    mask = random_mask(space, (6, 5), 8)
-    masked = head.masked(parameters, mask)
-    expected = renormalised(space, parameters, mask)
-    action = torch.stack([each.sample() for each in expected], -1).view(6, 5, *space.shape)
-    log_prob, entropy = head.log_prob_and_entropy(masked, action)
-    numbers = action.view(6, 5, len(expected))
-    torch.testing.assert_close(log_prob, sum(each.log_prob(numbers[..., i]) for i, each in enumerate(expected)))
-    by_hand = sum(-torch.special.xlogy(each.probs, each.probs).sum(-1) for each in expected)
-    torch.testing.assert_close(entropy, by_hand, rtol=1e-4, atol=1e-5)
-    assert torch.equal(masked[mask != 0], parameters[mask != 0])
-
-
-@pytest.mark.parametrize("space", MASKABLE)
-def test_what_is_not_allowed_is_never_drawn(space: Space) -> None:
-    head, rows = make_head(space, 2), 5000
-    parameters = 3 * torch.randn(rows, head.mask_size, generator=torch.Generator().manual_seed(1))
-    mask = random_mask(space, (rows,), 9)
-    masked = head.masked(parameters, mask)
-    extremes = [torch.full((rows, head.noise_size), end) for end in (2.0**-24, HIGHEST)]
-    actions = [head.sample(masked, noise) for noise in (noise_for(head, rows), *extremes)]
-    actions += [head.mode(masked), head.sample(head.explore(masked, 0.5), extremes[1])]
-    actions += [head.sample(head.explore(masked, 0.5), noise_for(head, rows))]
-    for action in actions:
-        chosen = action.view(rows, -1).split(1, -1)
-        for number, allowed in zip(chosen, number_masks(space, mask), strict=True):
-            assert (allowed.gather(-1, number) == 1).all()
-
-
-@pytest.mark.parametrize("space", MASKABLE)
-def test_gradients_of_masked_distributions_are_finite_and_those_of_the_renormalised(space: Space) -> None:
-    head, parameters = random_head(space, 10)
-    mask = random_mask(space, (6, 5), 11)
-    given = parameters.detach().requires_grad_()
-    masked = head.masked(given, mask)
-    action = head.mode(masked)
-    log_prob, entropy = head.log_prob_and_entropy(masked, action)
-    (got,) = torch.autograd.grad(log_prob.sum() + entropy.sum(), given)
-    expected = renormalised(space, given, mask)
-    numbers = action.view(6, 5, len(expected))
-    total = torch.zeros(())
-    for i, each in enumerate(expected):
-        probability = each.probs.clamp(min=1e-30)
-        total = total + probability.gather(-1, numbers[..., i : i + 1]).log().sum()
-        total = total - (probability * probability.log()).sum()
-    torch.testing.assert_close(got, torch.autograd.grad(total, given)[0], rtol=1e-3, atol=1e-5)
-    assert (got[mask == 0] == 0).all()
-
-
-@pytest.mark.parametrize("space", MASKABLE)
-def test_log_probabilities_of_what_is_not_allowed_are_low_and_finite(space: Space) -> None:
-    head = make_head(space, 2)
-    parameters = torch.zeros(head.mask_size, requires_grad=True)
-    mask = torch.cat([torch.arange(size) % size != 0 for size in list(space.nvec) or [space.num_choices]])
-    log_prob, entropy = head.log_prob_and_entropy(
-        head.masked(parameters, mask.to(torch.int8)), torch.zeros(space.shape, dtype=torch.int64)
-    )
-    (log_prob + entropy).backward()
-    assert torch.isfinite(log_prob) and float(log_prob.detach()) < -1e6
-    assert torch.isfinite(entropy) and parameters.grad is not None and torch.isfinite(parameters.grad).all()
-
-
-def test_a_number_without_any_choice_left_keeps_them_all() -> None:
-    head, parameters = random_head(CHOICES, 12)
-    mask = torch.tensor([0, 0, 0, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 1], dtype=torch.int8)
-    kept = torch.tensor([1, 1, 1, 1, 0, 1, 0, 1, 1, 1, 1, 0, 0, 0, 1], dtype=torch.int8)
-    assert torch.equal(head.masked(parameters, mask.expand(6, 5, -1)), head.masked(parameters, kept.expand(6, 5, -1)))
-    head, parameters = random_head(CHOICE, 13)
-    nothing = torch.zeros(6, 5, 5, dtype=torch.int8)
-    nothing[0, 0, 3] = 1
-    masked = head.masked(parameters, nothing)
-    assert torch.equal(masked.flatten(0, 1)[1:], parameters.flatten(0, 1)[1:])
-    assert torch.softmax(masked[0, 0], -1).tolist() == [0, 0, 0, 1, 0]
-
-
-def test_a_mask_may_have_axes_of_its_own_and_lie_in_packed_observations() -> None:
-    head, parameters = random_head(EQUAL_CHOICES, 14)
-    mask = random_mask(EQUAL_CHOICES, (6, 5), 15)
-    leaf = Space("box", (4, 3), "int8")
-    space = packed((("position", NUMBER), ("action_mask", leaf)))
-    elements = pack(space, {"position": torch.zeros(6, 5), "action_mask": mask.view(6, 5, 4, 3)})
-    check_mask(EQUAL_CHOICES, leaf)
-    got = head.masked(parameters, unpack(space, elements)["action_mask"])
-    assert torch.equal(got, head.masked(parameters, mask))
-
-
-@pytest.mark.parametrize(
-    ("space", "mask", "reason"),
-    [
-        (FORCE, Space("multi_binary", (3,), "int8"), "needs discrete or multi-discrete actions, got box"),
-        (FLAGS, Space("multi_binary", (4,), "int8"), "needs discrete or multi-discrete actions, got multi_binary"),
-        (CHOICES_ONLY, Space("multi_binary", (9,), "int8"), "needs discrete or multi-discrete actions, got packed"),
-        (CHOICE, Space("multi_binary", (4,), "int8"), r"5 numbers, one a choice, got multi_binary int8 \[4\]"),
-        (CHOICES, Space("multi_binary", (6,), "int8"), "15 numbers"),
-        (CHOICE, Space("box", (5,), "float32"), r"must be int8 with 5 numbers, one a choice, got box float32 \[5\]"),
-        (CHOICE, Space("box", (5,), "uint8"), "must be int8"),
-        (CHOICE, Space("discrete", (), "int64", 5), "must be int8"),
-    ],
-)
-def test_masks_that_do_not_fit_are_refused(space: Space, mask: Space, reason: str) -> None:
-    with pytest.raises(ConfigError, match=reason):
-        check_mask(space, mask)
-
-
-@pytest.mark.parametrize("space", MASKABLE)
-@pytest.mark.parametrize("kind", ["multi_binary", "box"])
-def test_masks_that_fit_are_taken(space: Space, kind: str) -> None:
-    size = make_head(space, 2).mask_size
-    check_mask(space, Space(kind, (size,), "int8"))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("space", [FLAGS, FORCE, EVERYTHING, CHOICES_ONLY])
-def test_heads_without_masks_and_random_choices_say_so(space: Space) -> None:
-    head, parameters = random_head(space, 16)
-    assert not head.can_explore and head.mask_size == 0
-    with pytest.raises(ConfigError, match="mask needs discrete or multi-discrete actions"):
-        head.masked(parameters, torch.ones(6, 5, 3, dtype=torch.int8))
-    with pytest.raises(ConfigError, match="random choices need discrete or multi-discrete actions"):
-        head.explore(parameters, 0.1)
-
-
-# Uniformly random choices.
-
-
-@pytest.mark.parametrize("space", MASKABLE)
-@pytest.mark.parametrize("epsilon", [0.0, 0.1, 1.0])
-@pytest.mark.parametrize("with_mask", [False, True])
-def test_random_choices_are_mixed_over_what_is_allowed(space: Space, epsilon: float, with_mask: bool) -> None:
-    head, parameters = random_head(space, 17)
-    mask = random_mask(space, (6, 5), 18) if with_mask else torch.ones(6, 5, head.mask_size, dtype=torch.int8)
-    parameters = head.masked(parameters.detach(), mask)
-    mixed = head.explore(parameters, epsilon)
-    assert head.can_explore and torch.isfinite(mixed).all()
-    pieces = zip(renormalised(space, parameters, mask), number_masks(space, mask), strict=True)
-    expected = [(1 - epsilon) * each.probs + epsilon * kept / kept.sum(-1, keepdim=True) for each, kept in pieces]
-    got = [torch.softmax(each, -1) for each in number_masks(space, mixed)]
-    for probabilities, wanted in zip(got, expected, strict=True):
-        torch.testing.assert_close(probabilities, wanted, rtol=1e-4, atol=1e-6)
-    assert torch.equal(torch.cat(got, -1) == 0, mask == 0)
-    torch.testing.assert_close(mixed[mask != 0], torch.cat(expected, -1)[mask != 0].log(), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("epsilon", [0.01, 0.1, 1 / 3])
-def test_mixing_one_row_does_not_depend_on_the_masks_of_others(epsilon: float) -> None:
-    parameters = torch.randn(64, 7, generator=torch.Generator().manual_seed(1))
-    some = parameters.clone()
-    some[0] = categorical(7).masked(some[0], torch.tensor([0, 1, 1, 0, 1, 0, 1], dtype=torch.int8))
-    assert torch.equal(mix_uniform(parameters, epsilon)[1:], mix_uniform(some, epsilon)[1:])
-    assert torch.equal(mix_uniform(some[:1], epsilon), mix_uniform(some, epsilon)[:1])

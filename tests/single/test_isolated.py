@@ -19,8 +19,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from hpcrl.envs import isolated
-from hpcrl.envs.isolated import Call, Channel, IsolatedEnv, Message, Recipe, make
+from hpcrl.envs import child_process, isolated
+from hpcrl.envs.child_channel import Channel, Message
+from hpcrl.envs.child_memory import SharedMemory
+from hpcrl.envs.isolated import IsolatedEnv
+from hpcrl.envs.recipe import Call, Recipe, make
 from hpcrl.errors import ConfigError, EnvironmentFailure
 from hpcrl.spaces import ACTION_MASK
 
@@ -127,7 +130,7 @@ def test_the_child_is_no_rank(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
         assert env.step(long) == (long, 0.0, False, False, {"action_mask": "xxx"})
         assert capfd.readouterr().err == f"hello from {env.pid}\n"
     assert seen["options"] == {"level": 3}
-    assert not [name for name in seen["variables"] if name.startswith(isolated.LAUNCHER_PREFIXES)]
+    assert not [name for name in seen["variables"] if name.startswith(child_process.LAUNCHER_PREFIXES)]
     assert seen["variables"]["MY_SETTING"] == "kept"
     assert "PYTHONPATH" not in seen["variables"]
     assert not {"mpi4py", "torch", "h5py"} & {module.split(".")[0] for module in seen["modules"]}
@@ -178,7 +181,7 @@ def test_how_it_ended() -> None:
 
 
 def test_what_a_dead_child_started_is_ended_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolated, "_LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(child_process, "_LOOK_EVERY_S", 0.1)
     with running(Recipe(BREAKING, {"how": "fork"})) as env:
         env.reset(seed=BAD)
         env.step(0)
@@ -215,7 +218,8 @@ def test_a_close_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_child_that_hangs_dies_with_its_parent() -> None:
     script = f"""
 import time
-from hpcrl.envs.isolated import IsolatedEnv, Recipe
+from hpcrl.envs.isolated import IsolatedEnv
+from hpcrl.envs.recipe import Recipe
 env = IsolatedEnv(Recipe({BREAKING!r}, {{"where": "reset", "how": "sleep"}}))
 env.observation_space
 env.send_reset({BAD})
@@ -291,7 +295,7 @@ def test_messages_of_any_size_and_the_end() -> None:
 )
 def test_only_what_comes_out_the_same_is_shared(space: gym.Space, fits: Any, others: list[Any]) -> None:
     file = os.memfd_create("test")
-    memory, same = (isolated.SharedMemory(file, space, gym.spaces.Discrete(2)) for _ in range(2))
+    memory, same = (SharedMemory(file, space, gym.spaces.Discrete(2)) for _ in range(2))
     os.close(file)
     assert memory.action.write(np.int64(1))
     assert [memory.observation.write(other) for other in others] == [False] * len(others)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcrl.config import CONFIGS, ActorCriticConfig
+from hpcrl.models.packing import unpack
 from hpcrl.roles.station import Station
 from hpcrl.roles.synchronous import SynchronousStation
 from hpcrl.signals import Requests
@@ -146,7 +147,14 @@ def test_a_model_of_ones_own_sees_rows_and_images_and_its_first_weights_are_the_
     two = learn("a2c", "Any-nested-discrete", model=f"{__name__}:Tiny")
     other = learn("a2c", "Any-nested-discrete", model=f"{__name__}:Tiny", seed=3)
     assert torch.equal(one.flat.weights, two.flat.weights) and not torch.equal(one.flat.weights, other.flat.weights)
-    assert one.policy.inputs.num_inputs == 4 + 4 + 13 + 3 and len(one.policy.inputs.images) == 1
+    inputs = one.policy.inputs
+    assert inputs.num_inputs == 4 + 4 + 13 + 3 and len(inputs.images) == 1
+    observation = torch.zeros(2, one.policy.space.nbytes, dtype=torch.uint8)
+    unpack(one.policy.space, observation)["body/camera"][1] = 51
+    features = one.policy.encoder.features(inputs(observation))
+    own = cast(Any, one.policy.encoder).module
+    assert torch.equal(features[:, :3], own.layer(inputs(observation).rows))
+    torch.testing.assert_close(features[:, 3], torch.tensor([0.0, 0.2]) * own.brightness)
 
 
 # What the learner normalises

@@ -22,7 +22,7 @@ from hpcrl.algorithms.loss import STATISTICS, Loss, Targets
 from hpcrl.algorithms.minibatches import columns, minibatches
 from hpcrl.algorithms.ppo import clip_range_at, is_too_far, ppo_loss, ppo_targets
 from hpcrl.config import A2CConfig, PPOConfig
-from hpcrl.models.distributions import make_head
+from hpcrl.models.heads import make_head
 from hpcrl.models.policy import Policy
 from hpcrl.models.sequence import Evaluation, Sequence
 from hpcrl.spaces import Space

@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 
 from hpcrl.envs import rebuilding
 from hpcrl.envs.autoreset import make_stepper
-from hpcrl.envs.isolated import IsolatedEnv, Recipe, make
-from hpcrl.envs.rebuilding import BrokenEpisode, FragileEnvs, Hung, Restarts, Watch, guarded_call
+from hpcrl.envs.isolated import IsolatedEnv
+from hpcrl.envs.rebuilding import FragileEnvs
+from hpcrl.envs.recipe import Recipe, make
+from hpcrl.envs.restarts import BrokenEpisode, Restarts
 from hpcrl.envs.sequential import SequentialEnvs
+from hpcrl.envs.watch import Hung, Watch, guarded_call
 from hpcrl.errors import EnvironmentFailure, ShapeError
 from tests.environments import Breaking
 
@@ -126,7 +129,8 @@ def test_a_watch_takes_over_from_another_and_gives_back() -> None:
 def test_python_may_end_while_the_timer_runs() -> None:
     script = f"""
 import atexit, time
-from hpcrl.envs.rebuilding import FragileEnvs, Restarts
+from hpcrl.envs.rebuilding import FragileEnvs
+from hpcrl.envs.restarts import Restarts
 from tests.environments import Breaking
 envs = FragileEnvs([Breaking], {TIMEOUT_S}, Restarts(0))
 envs.reset(seed=1)

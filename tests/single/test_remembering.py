@@ -21,7 +21,7 @@ from hpcrl.algorithms.batch import Batch, evaluate, sequence_of
 from hpcrl.cluster.inference import QuestionSpec, SharedChannel, group_sizes
 from hpcrl.config import ImpalaConfig
 from hpcrl.envs.episodes import EpisodeEnvs
-from hpcrl.envs.rebuilding import Restarts
+from hpcrl.envs.restarts import Restarts
 from hpcrl.envs.world import worlds_of
 from hpcrl.errors import CheckpointError
 from hpcrl.models.acting import ActingNetwork
