@@ -48,15 +48,28 @@ def with_action_mask(observation: Space, num_choices: int) -> Space:
     return packed((*leaves, (ACTION_MASK, Space("multi_binary", (num_choices,), "int8"))))
 
 
-def leaves_of(space: gym.Space) -> Iterator[tuple[str, gym.Space]]:
-    """(name, leaf) of a space; of a plain one itself, without a name."""
+#: The way to a leaf: a key of a Dict or an index of a Tuple at each level.
+_Path = tuple[Any, ...]
+
+
+def _leaves_of(space: gym.Space) -> Iterator[tuple[_Path, gym.Space]]:
+    """The leaves of a space, with the way to each; of a plain one itself."""
     if not isinstance(space, (spaces.Dict, spaces.Tuple)):
-        yield "", space
+        yield (), space
         return
     parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
     for key, part in parts:
-        for name, leaf in leaves_of(part):
-            yield f"{key}/{name}" if name else str(key), leaf
+        for path, leaf in _leaves_of(part):
+            yield (key, *path), leaf
+
+
+def leaves_of(space: gym.Space) -> Iterator[tuple[str, gym.Space]]:
+    """(name, leaf) of a space; of a plain one itself, without a name."""
+    return ((_name(path), leaf) for path, leaf in _leaves_of(space))
+
+
+def _name(path: _Path) -> str:
+    return "/".join(map(str, path))
 
 
 def _stored(space: gym.Space, what: str) -> Space:
@@ -64,6 +77,8 @@ def _stored(space: gym.Space, what: str) -> Space:
         leaves = tuple((name, _stored_leaf(leaf, what)) for name, leaf in leaves_of(space))
         if not leaves:
             raise ConfigError(f"{what} must hold something, got {space}")
+        if len(dict(leaves)) < len(leaves):
+            raise ConfigError(f"{what} have two parts of the same name among {', '.join(name for name, _ in leaves)}")
         return packed(leaves)
     return _stored_leaf(space, what)
 
@@ -88,11 +103,11 @@ def _stored_leaf(space: gym.Space, what: str) -> Space:
 def leaf_views(space: Space, elements: NDArray) -> dict[str, NDArray]:
     """Views of the leaves of packed elements uint8 [N, nbytes]: [N, *leaf.shape] by name, to read and to write."""
     views = {}
-    for name, leaf, first, _ in space.places:
+    for name, leaf, first, end in space.places:
         dtype = np.dtype(leaf.dtype)
-        inner = np.empty(leaf.shape, dtype).strides
-        strides = (elements.strides[0], *inner)
-        views[name] = np.ndarray((len(elements), *leaf.shape), dtype, elements, first, strides)
+        strides = (elements.strides[0], *np.empty(leaf.shape, dtype).strides)
+        part = elements[:, first:end].view(dtype)
+        views[name] = np.lib.stride_tricks.as_strided(part, (len(elements), *leaf.shape), strides)
     return views
 
 
@@ -107,17 +122,12 @@ class ObservationWriter:
 
     def __init__(self, space: gym.Space, stored: Space, memory: NDArray) -> None:
         self._memory = memory
-        names = [name for name, _ in leaves_of(space)]
-        self._paths = [tuple(name.split("/")) if name else () for name in names]
+        self._paths = [path for path, _ in _leaves_of(space)]
         self._starts = [_start(leaf) for _, leaf in leaves_of(space)]
-        self.masked = len(stored.leaves) > len(names) or (stored.kind == "packed" and names == [""])
-        self._views = [memory]
-        self._mask: NDArray | None = None
-        if stored.kind == "packed":
-            views = leaf_views(stored, memory)
-            self._views = [views[name or _PLAIN] for name in names]
-            self._mask = views[ACTION_MASK] if self.masked else None
-        self._is_plain = stored.kind != "packed" and not np.any(self._starts[0])
+        self._views = list(leaf_views(stored, memory).values()) if stored.leaves else [memory]
+        # A mask that comes with the info is the last leaf.
+        self._mask = self._views.pop() if len(self._views) > len(self._paths) else None
+        self._is_plain = not stored.leaves and not np.any(self._starts[0])
 
     def write(self, row: int, observation: Any, info: Mapping[str, Any]) -> None:
         """One environment's observation, and its mask where that is in the info."""
@@ -150,9 +160,8 @@ class ActionReader:
     def __init__(self, space: gym.Space, stored: Space) -> None:
         self._stored = stored
         parts = stored.leaves or (("", stored),)
-        self._converters = {
-            name: _converter(leaf, part) for (name, leaf), (_, part) in zip(leaves_of(space), parts, strict=True)
-        }
+        leaves = (leaf for _, leaf in leaves_of(space))
+        self._converters = {name: _converter(leaf) for (name, _), leaf in zip(parts, leaves, strict=True)}
         self._build = _builder(space)
 
     def rows(self, actions: NDArray) -> Any:
@@ -172,26 +181,27 @@ class ActionReader:
         yield from leaf_views(self._stored, np.ascontiguousarray(actions)).items()
 
 
-def _converter(leaf: gym.Space, stored: Space) -> Callable[[NDArray], NDArray]:
+def _converter(leaf: gym.Space) -> Callable[[NDArray], NDArray]:
     """From stored actions of one leaf [B, ...] to the environment's."""
+    dtype = leaf.dtype
     if isinstance(leaf, spaces.Box):
-        low, high = (np.array(bound, np.float32).reshape(leaf.shape) for bound in (stored.low, stored.high))
-        return lambda actions: actions.clip(low, high)
+        low, high = leaf.low, leaf.high
+        return lambda actions: actions.astype(dtype, copy=False).clip(low, high)
     start = _start(leaf)
     if np.any(start):
-        return lambda actions: actions + start
-    return lambda actions: actions
+        return lambda actions: (actions + start).astype(dtype, copy=False)
+    return lambda actions: actions.astype(dtype, copy=False)
 
 
-def _builder(space: gym.Space, prefix: str = "") -> Callable[[Mapping[str, Any]], Any]:
+def _builder(space: gym.Space, path: _Path = ()) -> Callable[[Mapping[str, Any]], Any]:
     """From leaves by name to an element of the space."""
     if isinstance(space, spaces.Dict):
-        builders = {key: _builder(part, f"{prefix}{key}/") for key, part in space.spaces.items()}
+        builders = {key: _builder(part, (*path, key)) for key, part in space.spaces.items()}
         return lambda leaves: {key: build(leaves) for key, build in builders.items()}
     if isinstance(space, spaces.Tuple):
-        parts = [_builder(part, f"{prefix}{key}/") for key, part in enumerate(space.spaces)]
+        parts = [_builder(part, (*path, key)) for key, part in enumerate(space.spaces)]
         return lambda leaves: tuple(build(leaves) for build in parts)
-    name = prefix.removesuffix("/")
+    name = _name(path)
     return lambda leaves: leaves[name]
 
 
@@ -202,7 +212,7 @@ def _start(leaf: gym.Space) -> Any:
     return leaf.start if isinstance(leaf, spaces.MultiDiscrete) else 0
 
 
-def _at(element: Any, path: tuple[str, ...]) -> Any:
+def _at(element: Any, path: _Path) -> Any:
     for key in path:
-        element = element[int(key)] if isinstance(element, tuple) else element[key]
+        element = element[key]
     return element

@@ -197,7 +197,6 @@ def test_numbers_beyond_the_bounds_are_clipped_and_what_was_given_is_kept(kind: 
     assert same(rows[0], actions[0]) and all(space.contains(row) for row in rows) and np.array_equal(stored, kept)
 
 
-@pytest.mark.xfail(raises=ValueError, strict=True, reason="views of leaves need an element at least")
 @pytest.mark.parametrize("kind", ["tuple", "dict"])
 def test_no_actions_are_read_as_none(kind: str) -> None:
     """An environment that stands at the beginning of its episode has none to replay."""
@@ -299,3 +298,37 @@ def test_a_vector_environment_in_stored_form_is_single_ones_stepped_by_hand(worl
                 assert_stored(stored, own[None], [finals[place]])
     assert (finals_seen > 5) == (mode == AutoresetMode.SAME_STEP)
     envs.close()
+
+
+def test_names_with_slashes_are_told_apart() -> None:
+    space = Dict({"walker/joints": Box(-1, 1, (2,)), "7": Discrete(3), "": Discrete(2)})
+    stored = observation_space(space)
+    assert [name for name, _ in stored.leaves] == [key for key, _ in leaves_of(space)]
+    memory = np.zeros((1, *stored.shape), stored.dtype)
+    element = {"walker/joints": np.array([0.5, -0.25], np.float32), "7": 2, "": 1}
+    ObservationWriter(space, stored, memory).write(0, element, {})
+    views = leaf_views(stored, memory)
+    assert (
+        views["walker/joints"].tolist() == [[0.5, -0.25]] and views["7"].tolist() == [2] and views[""].tolist() == [1]
+    )
+
+
+def test_two_parts_of_one_name_are_refused() -> None:
+    space = Dict({"a/b": Discrete(2), "a": Dict(b=Discrete(3))})
+    with pytest.raises(ConfigError, match="two parts of the same name among"):
+        observation_space(space)
+
+
+def test_parts_of_a_tuple_may_come_as_a_list() -> None:
+    space = Tuple((Discrete(3), Discrete(4)))
+    stored = observation_space(space)
+    memory = np.zeros((1, *stored.shape), stored.dtype)
+    ObservationWriter(space, stored, memory).write(0, [2, 3], {})
+    assert [view.tolist() for view in leaf_views(stored, memory).values()] == [[2], [3]]
+
+
+@pytest.mark.parametrize("space", [Box(-0.1, 0.1, (2,), np.float64), MultiDiscrete([3, 4], dtype=np.int8)])
+def test_actions_are_of_the_dtype_of_the_space_and_inside_of_it(space: Any) -> None:
+    stored = action_space(space)
+    (action,) = ActionReader(space, stored).rows(np.full((1, 2), 2, stored.dtype))
+    assert action.dtype == space.dtype and space.contains(action)
