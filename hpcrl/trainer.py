@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from hpcrl.activity import Activity, Phase
 from hpcrl.cluster.affinity import Affinity, settle_cores
@@ -28,28 +24,28 @@ from hpcrl.cluster.mpi import Comm, check_world, self_test, world
 from hpcrl.cluster.ranks import Ranks, split_nodes
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control
-from hpcrl.config import A3CConfig, ActorCriticConfig, ImpalaConfig, TrainConfig, from_facts, to_json
+from hpcrl.config import A3CConfig, ActorCriticConfig, ImpalaConfig, TrainConfig, from_facts
 from hpcrl.envs.factory import describe_task
 from hpcrl.envs.restore import Restored
 from hpcrl.envs.tasks import common_task
-from hpcrl.envs.world import evaluation_worlds, worlds_of
-from hpcrl.errors import ConfigError, HpcrlError
+from hpcrl.envs.world import worlds_of
+from hpcrl.errors import HpcrlError
 from hpcrl.metrics import Row
-from hpcrl.models.heads import check_mask
-from hpcrl.models.policy import Policy
 from hpcrl.roles.account import Account
 from hpcrl.roles.asynchronous import AsynchronousStation
 from hpcrl.roles.boundary import Boundary, iteration_of
-from hpcrl.roles.evaluation import play_episodes, score, share
-from hpcrl.roles.recorder import FORMAT_VERSION, Recorder, run_facts
+from hpcrl.roles.playable import require_playable
+from hpcrl.roles.recorder import Recorder, run_facts
 from hpcrl.roles.reporting import Reporter
 from hpcrl.roles.resume import checkpoint_config, load_into, record_resume, require_fit
-from hpcrl.roles.snapshot import environments_of, merge_environments, optimizer_arrays, weight_arrays
+from hpcrl.roles.saving import Saver
+from hpcrl.roles.scoring import evaluate
+from hpcrl.roles.snapshot import environments_of
 from hpcrl.roles.station import Station
 from hpcrl.roles.synchronous import SynchronousStation
 from hpcrl.roles.tracing import Tracing
 from hpcrl.signals import Requests
-from hpcrl.spaces import ACTION_MASK, Task
+from hpcrl.spaces import Task
 from hpcrl.storage.checkpoints import Checkpoint, CheckpointStore, load_checkpoint, save_checkpoint
 from hpcrl.storage.run_directory import RunDirectory, default_run_dir
 
@@ -172,6 +168,7 @@ class Trainer:
             facts = run_facts(self.config, self._task, ranks.layout, hosts, num_cpus)
             record_resume(self._directory, facts, checkpoint, sum(parts, Restored()))
         self._reporter = Reporter(ranks, station, self._waiter, self._activity, self._recorder)
+        self._saver = Saver(self.config, ranks, station, self._waiter, self._reporter, self._recorder)
 
     # Running
 
@@ -219,31 +216,18 @@ class Trainer:
             self.account = self._reporter.account()
         if flags & Boundary.SAVE:
             with self._activity.during(Phase.SAVING):
-                self._save_checkpoint(evaluation)
+                self._saver.save_checkpoint(self.env_steps, self.learner_updates, evaluation)
         if self.stopped is not None and self._recorder is not None:
             self._recorder.conclude(is_finished=self.stopped != _ASKED_TO_STOP)
         return row
 
     def _evaluate(self) -> Boundary:
-        """Play the evaluation's episodes, dealt out over the actors; SAVE where the policy is the best so far."""
-        ranks = self._ranks
-        results = [] if self._station.actor is None else self._play_share()
-        parts = gather(ranks.world, results, self._waiter)
+        """Play the evaluation's episodes; SAVE where the policy is the best so far."""
+        self._evaluation = evaluate(self.config, self._task, self._ranks, self._station, self._waiter)
         improved = False
         if self._recorder is not None:
-            by_task = zip(*(part for part in parts if part), strict=True)
-            self._evaluation = score(self.config.env_ids, [np.concatenate(task) for task in by_task])
             improved = self.env_steps > 0 and self._evaluation[_SCORE] > self._recorder.best_score
-        return Boundary.SAVE if broadcast(ranks.world, improved, self._waiter) else Boundary.NONE
-
-    def _play_share(self) -> list[NDArray[np.float64]]:
-        """This actor's episodes of each task, as `play_episodes` gives them. Local."""
-        config, actors = self.config, self._ranks.layout.actors
-        worlds = evaluation_worlds(config)
-        shares = share(len(worlds), config.eval_episodes, actors.index(self._ranks.rank), len(actors))
-        play = partial(play_episodes, self._station.policy)
-        options = (config.seed, config.eval_deterministic, self._waiter.tick)
-        return [play(world, self._task, episodes, *options) for world, episodes in zip(worlds, shares, strict=True)]
+        return Boundary.SAVE if broadcast(self._ranks.world, improved, self._waiter) else Boundary.NONE
 
     def _report(self) -> tuple[Row, bool]:
         progress: Row = {
@@ -263,7 +247,7 @@ class Trainer:
         Raises:
             CheckpointError: the file can't be written; on every rank.
         """
-        arrays, attributes = self._snapshot()
+        arrays, attributes = self._saver.snapshot(self.env_steps, self.learner_updates)
         on_root(self._ranks.world, lambda: save_checkpoint(Path(path), arrays, attributes), self._waiter)
 
     @classmethod
@@ -284,35 +268,6 @@ class Trainer:
         folder = None if run_dir is None else Path(run_dir)
         config = dataclasses.replace(checkpoint_config(checkpoint), run_dir=folder, resume=False, ranks=None)
         return cls(config, comm, start_from=checkpoint)
-
-    def _save_checkpoint(self, evaluation: float) -> None:
-        arrays, attributes = self._snapshot(evaluation)
-        if self._recorder is not None:
-            self._recorder.save(arrays, attributes)
-
-    def _snapshot(self, evaluation: float = math.nan) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """The state of the run on rank 0, arrays by name and attributes; empty elsewhere."""
-        self._reporter.collect_episodes()
-        station = self._station
-        states = gather(self._ranks.world, None if station.actor is None else station.actor.state(), self._waiter)
-        optimizer, updates = station.gather_optimizer(), self._reporter.updates_so_far()
-        if self._recorder is None or optimizer is None:
-            return {}, {}
-        arrays = weight_arrays(station.flat) | optimizer_arrays(station.flat, optimizer)
-        arrays |= merge_environments([state for state in states if state is not None])
-        arrays |= {"rng/seed": np.array([self.config.seed]), "rng/action_counter": arrays["environments/rows"]}
-        arrays |= {f"normalisers/{name}": array for name, array in station.normaliser_arrays().items()}
-        arrays |= {f"progress/updates/{name}": array for name, array in updates.items()}
-        arrays |= {f"progress/episodes/{name}": array for name, array in self._recorder.episodes.state().items()}
-        attributes = {
-            "format_version": FORMAT_VERSION,
-            "config": json.dumps(to_json(self.config)),
-            "env_steps": self.env_steps,
-            "learner_updates": self.learner_updates,
-            "elapsed_s": self._recorder.elapsed_s,
-            "best_score": self._recorder.note_score(evaluation),
-        }
-        return arrays, attributes
 
     # Leaving
 
@@ -387,19 +342,3 @@ class Trainer:
         # The others may be anywhere: closing is collective, and they would wait for this rank.
         if self._comm.size > 1 and isinstance(error, Exception) and not getattr(error, "on_all_ranks", False):
             end_job(self._comm, error)
-
-
-def require_playable(config: ActorCriticConfig, task: Task, num_ranks: int) -> None:
-    """ConfigError where the policy, or the options of run-ahead algorithms, don't fit the task or the world."""
-    head = Policy(task, config).head
-    mask = dict(task.observation.leaves).get(ACTION_MASK)
-    if mask is not None:
-        check_mask(task.action, mask)
-    if not isinstance(config, ImpalaConfig):
-        return
-    if config.behaviour_epsilon and not head.can_explore:
-        raise ConfigError(f"--behaviour-epsilon needs discrete actions, {config.env} has a {task.action.kind} space")
-    if config.inference == "learner" and (num_ranks == 1 or config.placement == "colocated"):
-        raise ConfigError(
-            "--inference learner needs actors on ranks of their own: --ranks of at least 2 and --placement split"
-        )

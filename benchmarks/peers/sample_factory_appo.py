@@ -41,12 +41,12 @@ def _make_env(name: str, *_: object, render_mode: str | None = None) -> gymnasiu
     return gymnasium.make(name, render_mode=render_mode)
 
 
-def _make_game(name: str, *rest: object, render_mode: str | None = None) -> gymnasium.Env:
+def _make_game(*arguments: object) -> gymnasium.Env:
     # Importing it registers the games.
     import ale_py  # noqa: F401
     from sf_examples.atari.atari_utils import make_atari_env
 
-    return make_atari_env(name, *rest[:1], render_mode=render_mode)
+    return make_atari_env(*arguments)
 
 
 def _parse(arguments: Sequence[str], is_game: bool) -> object:

@@ -1,7 +1,8 @@
 """Stable-Baselines3's A2C with its defaults: `python sb3_a2c.py NUM_ENVS SECONDS THREADS [ENV [VECTOR]]`.
 
-ENV is CartPole-v1 (the default) or a game as ALE/Pong-v5, with the preprocessing of its AtariWrapper, 4 frames stacked,
-and the Nature CNN. VECTOR is `dummy` (the default: environments step one after the other) or `subproc` (a process each).
+ENV is CartPole-v1 (the default), or a game as ALE/Pong-v5: with the preprocessing of its AtariWrapper, 4 frames stacked
+and the Nature CNN. VECTOR is `dummy` (the default: environments step one after the other) or `subproc` (one process
+each).
 """
 
 from __future__ import annotations

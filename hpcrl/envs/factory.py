@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 from functools import partial
 from typing import Any
@@ -19,9 +20,10 @@ from hpcrl.envs.native_cartpole import SeededCartPole
 from hpcrl.envs.rebuilding import FragileEnvs
 from hpcrl.envs.recipe import Recipe, make
 from hpcrl.envs.registration import register_environments
-from hpcrl.envs.restarts import Restarts
+from hpcrl.envs.restarts import BrokenEpisode, Restarts
 from hpcrl.envs.sequential import SequentialEnvs, stored_observation
 from hpcrl.envs.stored import StoredForm
+from hpcrl.envs.watch import guarded_call
 from hpcrl.envs.world import World
 from hpcrl.errors import ConfigError, HpcrlError
 from hpcrl.spaces import ACTION_MASK, Task
@@ -107,14 +109,14 @@ def _make_native(spec: EnvSpec, num_envs: int, mask_size: int) -> Any:
 
 
 def describe_task(world: World) -> Task:
-    """Spaces and limits of one environment, found by making it once.
+    """Spaces and limits of one environment, found by making it and beginning an episode.
 
     Raises:
         ConfigError: a space that no policy of ours can handle.
+        EnvironmentFailure: an environment that may break did so once more than is allowed.
     """
-    envs = make_vector_env(world, 1)
+    envs, info = _begin_one(world)
     try:
-        info = envs.first_info() if hasattr(envs, "first_info") else {}
         mask_size = int(np.size(info[ACTION_MASK])) if ACTION_MASK in info else 0
         return Task(
             observation=stored_observation(envs.single_observation_space, mask_size),
@@ -125,6 +127,25 @@ def describe_task(world: World) -> Task:
         )
     finally:
         envs.close()
+
+
+def _begin_one(world: World) -> tuple[Any, dict[str, Any]]:
+    """A vector environment of one, and what that tells beside its first observation; made anew where it breaks."""
+    restarts = Restarts(world.restarts)
+    # An environment in a process of its own has limits of its own.
+    timeout_s = None if world.isolated else world.timeout_s
+    for seed in itertools.count():
+        envs = make_vector_env(world, 1, restarts=restarts)
+        if not hasattr(envs, "first_info"):
+            break
+        try:
+            return envs, guarded_call(partial(envs.first_info, seed), timeout_s)
+        except Exception as error:
+            envs.close()
+            if not world.is_fragile:
+                raise
+            restarts.failed(BrokenEpisode(0, seed, seed), error)
+    return envs, {}
 
 
 def _max_episode_steps(world: World) -> int | None:

@@ -86,9 +86,9 @@ class SequentialEnvs(SyncVectorEnv):
                 self._writer.write(row, *env.reset(seed=row_seed, options=options or None))
         return self._memory, {}
 
-    def first_info(self) -> dict[str, Any]:
+    def first_info(self, seed: int) -> dict[str, Any]:
         """What the first sub-environment tells beside its first observation; it must be reset again after this."""
-        return self.envs[0].reset(seed=0)[1]
+        return self.envs[0].reset(seed=seed)[1]
 
     def reset_rows(self, rows: NDArray[np.intp], seeds: NDArray[np.int64]) -> NDArray:
         """Starts an episode in each of `rows` [n] from `seeds` [n]; their first observations [n, ...]."""

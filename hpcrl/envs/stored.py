@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hpcrl.envs.codec import ActionReader, ObservationWriter, action_space
 from hpcrl.envs.sequential import stored_observation
-from hpcrl.spaces import Space
+from hpcrl.spaces import ACTION_MASK, Space
 
 _FINAL = "final_obs"
 
@@ -27,7 +27,7 @@ class StoredForm:
     """
 
     def __init__(self, envs: VectorEnv, mask_size: int = 0) -> None:
-        self._envs = envs
+        self._envs, self._is_masked = envs, mask_size > 0
         self.num_envs, self.metadata = envs.num_envs, envs.metadata
         self.single_observation_space = envs.single_observation_space
         self.single_action_space = envs.single_action_space
@@ -52,9 +52,8 @@ class StoredForm:
         memory = np.zeros_like(self._memory)
         space = self._envs.single_observation_space
         writer = ObservationWriter(space, self.stored_observation, memory)
-        final_infos = info.get("final_info", {})
         for row in np.flatnonzero(info[f"_{_FINAL}"]).tolist():
-            own = {key: value[row] for key, value in final_infos.items() if not key.startswith("_")}
+            own = {ACTION_MASK: info["final_info"][ACTION_MASK][row]} if self._is_masked else {}
             writer.write(row, info[_FINAL][row], own)
             stored[row] = memory[row]
         return stored
@@ -65,10 +64,10 @@ class StoredForm:
         self._writer.write_batch(observations, info)
         return self._memory, info
 
-    def first_info(self) -> dict[str, Any]:
-        """What the first sub-environment tells beside its first observation; it must be reset again after this."""
-        info = self._envs.reset(seed=0)[1]
-        return {key: value[0] for key, value in info.items() if not key.startswith("_")}
+    def first_info(self, seed: int) -> dict[str, Any]:
+        """As SequentialEnvs.first_info, but for an action mask alone: other things may have any form in these infos."""
+        info = self._envs.reset(seed=seed)[1]
+        return {ACTION_MASK: info[ACTION_MASK][0]} if ACTION_MASK in info else {}
 
     def close(self) -> None:
         """Close the environment."""

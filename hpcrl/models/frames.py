@@ -19,7 +19,8 @@ from hpcrl.spaces import Space
 def stacked_space(space: Space, num_frames: int) -> Space:
     """The space of `num_frames` elements side by side.
 
-    Images [H, W], [C, H, W] and [H, W, C] become [frames * C, H, W], all else one long vector; the newest frame is last.
+    Images [H, W], [C, H, W] and [H, W, C] become [frames * C, H, W], all else becomes one long vector; the newest frame
+    is last.
 
     Raises:
         ConfigError: a space that can't be stacked.

@@ -20,14 +20,13 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from hpcrl.errors import ConfigError, ShapeError
+from hpcrl.models.convolutions import arrange, connect, in_blocks, laid_out, pooled
 from hpcrl.spaces import Space
 
 Precision = Literal["float32", "bfloat16"]
@@ -77,48 +76,6 @@ def is_image(space: Space) -> bool:
     return min(layout.height, layout.width) >= _SMALLEST_SIDE
 
 
-class _Convolution(NamedTuple):
-    """How one convolution is computed.
-
-    Attributes:
-        folded: columns of its input that are taken for one column with as many times the channels.
-        planes: whether its input is images [n, C, H, W], whose channels are then the depth of a volume: a view, where
-            channels last would be a copy as long as a quarter of the convolution.
-        stride, padding: as torch's convolutions take them.
-    """
-
-    folded: int
-    planes: bool
-    stride: tuple[int, ...]
-    padding: int
-
-    def kernel(self, weight: Tensor) -> Tensor:
-        """Weight [O, C, h, w] -> [O, folded * C, h, w / folded], or for planes [O, folded, C, h, w / folded]."""
-        if self.folded == 1:
-            return weight
-        kernel = weight.unflatten(3, (-1, self.folded)).permute(0, 4, 1, 2, 3)
-        return kernel if self.planes else kernel.flatten(1, 2)
-
-    def __call__(self, maps: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-        """Maps [n, C, H, W] -> [n, O, H', W'], or for planes [n, O, 1, H', W']; channels last but for planes."""
-        if self.planes:
-            volumes = maps.unflatten(3, (-1, self.folded)).permute(0, 4, 1, 2, 3)
-            return functional.conv3d(volumes, kernel, bias, self.stride)
-        if self.folded > 1:
-            rows, channels, height, width = maps.shape
-            maps = maps.permute(0, 2, 3, 1).reshape(rows, height, width // self.folded, self.folded * channels)
-            maps = maps.permute(0, 3, 1, 2)
-        return functional.conv2d(maps, kernel, bias, self.stride, self.padding)
-
-
-def _arranged(layer: nn.Conv2d, width: int, planes: bool) -> _Convolution:
-    """How `layer` is computed on maps of `width` columns; `planes`: on images whose channels are first."""
-    (down, right), padding = layer.stride, int(layer.padding[0])
-    if right == 1 or padding or width % right or layer.kernel_size[1] % right:
-        return _Convolution(1, False, (down, right), padding)
-    return _Convolution(right, planes, (1, down, 1) if planes else (down, 1), 0)
-
-
 class ImageEncoder(nn.Module, ABC):
     """Convolutions and a fully connected layer.
 
@@ -153,7 +110,7 @@ class ImageEncoder(nn.Module, ABC):
         super().__init__()
         self._layout = image_layout(shape)
         self._dtype = torch.float32 if precision == "float32" else torch.bfloat16
-        self._arranged = [_arranged(layers[0], self._layout.width, not self._layout.channels_last)]
+        self._arranged = [arrange(layers[0], self._layout.width, not self._layout.channels_last)]
         self.convolutions = nn.ModuleList(layers)
         self.linear = nn.Linear(map_sides[0] * map_sides[1] * layers[-1].out_channels, num_features)
         self.num_features = num_features
@@ -165,7 +122,7 @@ class ImageEncoder(nn.Module, ABC):
     @torch.no_grad()
     def fold(self) -> Callable[[Tensor], Tensor]:
         """`forward` prepared for many calls with the weights of now, to be called under `torch.inference_mode`."""
-        weights = [_laid_out(weight, self._dtype).clone() for weight in self._weights()]
+        weights = [laid_out(weight, self._dtype).clone() for weight in self._weights()]
         return functools.partial(self._features, weights=weights)
 
     def _weights(self) -> list[Tensor]:
@@ -180,8 +137,8 @@ class ImageEncoder(nn.Module, ABC):
 
     def _features(self, images: Tensor, weights: Sequence[Tensor]) -> Tensor:
         *of_maps, weight, bias = weights
-        maps = _in_blocks(self._maps_of_images, images, self.block_rows, self._dtype, of_maps)
-        return _connect(maps, weight.to(self._dtype), bias.to(self._dtype)).relu_().float()
+        maps = in_blocks(self._maps_of_images, images, self.block_rows, self._dtype, of_maps)
+        return connect(maps, weight.to(self._dtype), bias.to(self._dtype)).relu_().float()
 
     def _maps_of_images(self, images: Tensor, weights: Sequence[Tensor]) -> Tensor:
         layout = self._layout
@@ -218,7 +175,7 @@ class _Strided(ImageEncoder):
         channels, height, width = layout.channels, layout.height, layout.width
         for out_channels, kernel, stride in sizes:
             layers.append(nn.Conv2d(channels, out_channels, kernel, stride))
-            arranged.append(_arranged(layers[-1], width, planes=not layout.channels_last and len(layers) == 1))
+            arranged.append(arrange(layers[-1], width, planes=not layout.channels_last and len(layers) == 1))
             channels, height, width = out_channels, (height - kernel) // stride + 1, (width - kernel) // stride + 1
         super().__init__(shape, layers, (height, width), num_features, precision)
         self._arranged = arranged
@@ -274,85 +231,7 @@ class ImpalaDeep(ImageEncoder):
         maps = images
         for section in range(0, len(layers), 5):
             first, *blocks = layers[section : section + 5]
-            maps = _pooled(convolve(maps, *first))
+            maps = pooled(convolve(maps, *first))
             for inner, outer in zip(blocks[::2], blocks[1::2], strict=True):
                 maps = convolve(convolve(maps.relu(), *inner).relu_(), *outer).add_(maps)
         return maps.relu_()
-
-
-def _pooled(maps: Tensor) -> Tensor:
-    """Maxima over 3 x 3 pixels at every second one, beyond the edges nothing: [n, C, H, W] -> [n, C, H', W'].
-
-    Without gradients as maxima of views, a quarter of the time of torch's pooling.
-    """
-    if torch.is_grad_enabled():
-        return functional.max_pool2d(maps, 3, 2, 1)
-    return _pooled_rows(_pooled_rows(maps).transpose(2, 3)).transpose(2, 3)
-
-
-def _pooled_rows(maps: Tensor) -> Tensor:
-    even, odd = maps[:, :, ::2], maps[:, :, 1::2]
-    pooled = even.clone()
-    for of_pooled, beside in ((pooled[:, :, : odd.shape[2]], odd), (pooled[:, :, 1:], odd[:, :, : even.shape[2] - 1])):
-        torch.maximum(of_pooled, beside, out=of_pooled)
-    return pooled
-
-
-def _connect(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Maps [N, C, h, w] and weight [F, h * w * C] -> [N, F].
-
-    In float32 and for more than a few rows as a convolution over the whole map: the library that computes those can
-    take half the time of the one that multiplies matrices.
-    """
-    few = 64 if torch.is_grad_enabled() else 8
-    if weight.dtype == torch.bfloat16 or len(maps) < few:
-        return functional.linear(maps.permute(0, 2, 3, 1).flatten(1), weight, bias)
-    kernel = weight.unflatten(1, (*maps.shape[2:], maps.shape[1])).permute(0, 3, 1, 2)
-    return functional.conv2d(maps, kernel, bias).flatten(1)
-
-
-def _in_blocks(
-    function: Callable[[Tensor, Sequence[Tensor]], Tensor],
-    images: Tensor,
-    block_rows: int,
-    dtype: torch.dtype,
-    weights: Sequence[Tensor],
-) -> Tensor:
-    """`function(images, weights)` with weights of `dtype` on `block_rows` images at a time, joined along axis 0."""
-    if torch.is_grad_enabled():
-        return cast(Tensor, _Blocks.apply(function, images, block_rows, dtype, *weights))
-    laid_out = [_laid_out(weight, dtype) for weight in weights]
-    return _joined([function(block, laid_out) for block in images.split(block_rows)])
-
-
-class _Blocks(torch.autograd.Function):
-    """A function of images and weights by blocks, whose gradients by the weights are summed in float32."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, function: Callable, images: Tensor, rows: int, dtype: torch.dtype, *weights: Tensor
-    ) -> Tensor:
-        ctx.weights = [_laid_out(weight, dtype).detach().requires_grad_() for weight in weights]
-        with torch.enable_grad():
-            ctx.blocks = [function(block, ctx.weights) for block in images.split(rows)]
-        return _joined([block.detach() for block in ctx.blocks])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in ctx.weights]
-        for block, of_block in zip(ctx.blocks, gradient.split(len(ctx.blocks[0])), strict=True):
-            gradients = torch.autograd.grad(block, ctx.weights, of_block)
-            for total, new in zip(sums, gradients, strict=True):
-                total.add_(new)
-        return None, None, None, None, *sums
-
-
-def _joined(blocks: Sequence[Tensor]) -> Tensor:
-    return blocks[0] if len(blocks) == 1 else torch.cat(list(blocks))
-
-
-def _laid_out(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same weight, channels last where it has channels."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return weight.to(dtype, memory_format=formats.get(weight.dim(), torch.preserve_format))

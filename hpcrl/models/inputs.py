@@ -42,8 +42,8 @@ class Inputs(nn.Module):
         num_inputs: numbers of a row.
         images: spaces of the images.
         boxes: for each number of a row, whether it is one of a Box.
-        mean, scale: float32 [num_inputs] where rows are normalised; parameters without a gradient, so that they travel with
-            the weights.
+        mean, scale: float32 [num_inputs] where rows are normalised; parameters without a gradient, so that they travel
+            with the weights.
     """
 
     def __init__(self, space: Space, normalise: bool) -> None:

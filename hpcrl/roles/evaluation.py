@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from hpcrl.envs.task_episodes import make_episodes
 from hpcrl.envs.world import World
-from hpcrl.metrics import Row
 from hpcrl.models.policy import Policy
 from hpcrl.noise import Purpose, uniforms
 from hpcrl.roles.memory import ActingMemory
@@ -47,31 +46,6 @@ def play_episodes(
     waves = [range(start, min(start + _WAVE, episodes.stop)) for start in range(episodes.start, episodes.stop, _WAVE)]
     results = [_play_wave(policy, world, task, wave, seed, deterministic, tick) for wave in waves]
     return np.concatenate(results) if results else np.empty((0, 2))
-
-
-def share(num_tasks: int, num_episodes: int, place: int, count: int) -> list[range]:
-    """Which of the episodes of each task the one at `place` among `count` plays."""
-    first, end = (num_tasks * num_episodes * edge // count for edge in (place, place + 1))
-    starts = [task * num_episodes for task in range(num_tasks)]
-    return [range(*(min(max(edge - start, 0), num_episodes) for edge in (first, end))) for start in starts]
-
-
-def score(env_ids: Sequence[str], results: Sequence[NDArray[np.float64]]) -> Row:
-    """The columns of an evaluation: the means over the tasks of mean and standard deviation, and each task's mean.
-
-    Args:
-        env_ids: of the tasks.
-        results: of each task, as `play_episodes` gives them.
-    """
-    returns = [task[:, 0] for task in results]
-    row = {
-        "eval/episode_return_mean": float(np.mean([task.mean() for task in returns])),
-        "eval/episode_return_std": float(np.mean([task.std() for task in returns])),
-    }
-    if len(env_ids) > 1:
-        means = zip(env_ids, returns, strict=True)
-        row |= {f"eval/episode_return_mean/{env_id}": float(task.mean()) for env_id, task in means}
-    return row
 
 
 def _play_wave(

@@ -8,9 +8,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import tests.no_mpi  # noqa: F401
-
-# isort: split
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,8 +27,8 @@ from hpcrl.config import (
 )
 from hpcrl.errors import ConfigError
 from hpcrl.presets import PRESETS
+from hpcrl.roles.playable import require_playable
 from hpcrl.spaces import Space, Task
-from hpcrl.trainer import require_playable
 
 NOT_POSITIVE_WHOLE = (0, -1)
 NEGATIVE = (-1, math.nan)

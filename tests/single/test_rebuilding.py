@@ -129,12 +129,13 @@ def test_a_watch_takes_over_from_another_and_gives_back() -> None:
 def test_python_may_end_while_the_timer_runs() -> None:
     script = f"""
 import atexit, time
+import numpy as np
 from hpcrl.envs.rebuilding import FragileEnvs
 from hpcrl.envs.restarts import Restarts
 from tests.environments import Breaking
 envs = FragileEnvs([Breaking], {TIMEOUT_S}, Restarts(0))
 envs.reset(seed=1)
-envs.step([0])
+envs.step(np.zeros(1, np.int64))
 class Late:
     def __del__(self, sleep=time.sleep):
         sleep({2 * TIMEOUT_S})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
@@ -95,7 +94,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:environment .* broke in its epis
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpcrl.roles.station.Restarts", partial(Restarts, sleep=lambda _: None))
+    monkeypatch.setattr("hpcrl.roles.station.Restarts", lambda cap, **_: Restarts(cap, sleep=lambda _: None))
 
 
 class Playing:

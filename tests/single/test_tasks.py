@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tests.no_mpi  # noqa: F401
+
+# isort: split
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -31,7 +34,8 @@ from hpcrl.metrics import EPISODE, EpisodeReducer, TensorBoardFile, columns_of
 from hpcrl.models.inputs import Inputs
 from hpcrl.models.packing import unpack
 from hpcrl.noise import Purpose
-from hpcrl.roles.evaluation import play_episodes, score, share
+from hpcrl.roles.evaluation import play_episodes
+from hpcrl.roles.scoring import score, share
 from hpcrl.roles.snapshot import environments_of, merge_environments, split_environments
 from hpcrl.spaces import Space, Task
 from hpcrl.storage.run_directory import RunDirectory, default_run_dir
