@@ -83,6 +83,7 @@ class Trainer:
         self._comm = world() if comm is None else comm
         self._affinity = Affinity()
         self._heartbeats: Heartbeats | None = None
+        self._directory: RunDirectory | None = None
         with ending_the_job(self._comm):
             try:
                 self._build(config, requests or Requests(), start_from)
@@ -96,7 +97,6 @@ class Trainer:
         self._waiter = Waiter(self._activity)
         check_world(comm, config.ranks, os.environ)
         self_test(comm)
-        self._directory: RunDirectory | None = None
         opened = on_root(comm, lambda: self._open(config, start_from), self._waiter)
         self.config, self.run_dir, self._task, checkpoint = opened
 
@@ -131,7 +131,7 @@ class Trainer:
     ) -> tuple[ActorCriticConfig, Path, Task, Checkpoint | None]:
         """Look at the environment, claim the run directory, read the checkpoint. Local, on rank 0."""
         assert isinstance(config, ActorCriticConfig), "every algorithm so far is an actor-critic"
-        tasks = [describe_task(world) for world in worlds_of(config)]
+        tasks = [describe_task(world, config.hang_timeout) for world in worlds_of(config)]
         task = common_task(config.env_ids, tasks, config.task_id)
         require_playable(config, task, self._comm.size)
         directory = RunDirectory(config.run_dir or default_run_dir(config))
@@ -328,6 +328,8 @@ class Trainer:
         if self._heartbeats is not None:
             self._heartbeats.abandon()
         self._affinity.release()
+        if self._directory is not None:
+            self._directory.close()
 
     def __enter__(self) -> Trainer:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
+import traceback
 from functools import partial
 from typing import Any
 
@@ -23,9 +24,9 @@ from hpcrl.envs.registration import register_environments
 from hpcrl.envs.restarts import BrokenEpisode, Restarts
 from hpcrl.envs.sequential import SequentialEnvs, stored_observation
 from hpcrl.envs.stored import StoredForm
-from hpcrl.envs.watch import guarded_call
+from hpcrl.envs.watch import Hung, guarded_call
 from hpcrl.envs.world import World
-from hpcrl.errors import ConfigError, HpcrlError
+from hpcrl.errors import ConfigError, EnvironmentFailure, HpcrlError
 from hpcrl.spaces import ACTION_MASK, Task
 
 #: Environments whose native form is replaced by ours, with a stream of its own for each sub-environment.
@@ -108,14 +109,24 @@ def _make_native(spec: EnvSpec, num_envs: int, mask_size: int) -> Any:
     return StoredForm(envs, mask_size)
 
 
-def describe_task(world: World) -> Task:
+def describe_task(world: World, limit_s: float | None = None) -> Task:
     """Spaces and limits of one environment, found by making it and beginning an episode.
+
+    Args:
+        world: which.
+        limit_s: seconds that each of both may take, where the world has no limit of its own; None for any time.
 
     Raises:
         ConfigError: a space that no policy of ours can handle.
-        EnvironmentFailure: an environment that may break did so once more than is allowed.
+        EnvironmentFailure: it took too long, or an environment that may break did so once more than is allowed.
     """
-    envs, info = _begin_one(world)
+    try:
+        envs, info = _begin_one(world, limit_s)
+    except EnvironmentFailure as error:
+        if not isinstance(error.__cause__, Hung):
+            raise
+        where = "".join(traceback.format_exception(error.__cause__)).rstrip()
+        raise EnvironmentFailure(f"--env {world.env_id!r} was not made and reset in time:\n{where}") from error
     try:
         mask_size = int(np.size(info[ACTION_MASK])) if ACTION_MASK in info else 0
         return Task(
@@ -129,23 +140,28 @@ def describe_task(world: World) -> Task:
         envs.close()
 
 
-def _begin_one(world: World) -> tuple[Any, dict[str, Any]]:
+def _begin_one(world: World, limit_s: float | None) -> tuple[Any, dict[str, Any]]:
     """A vector environment of one, and what that tells beside its first observation; made anew where it breaks."""
     restarts = Restarts(world.restarts)
-    # An environment in a process of its own has limits of its own.
-    timeout_s = None if world.isolated else world.timeout_s
     for seed in itertools.count():
-        envs = make_vector_env(world, 1, restarts=restarts)
+        envs = guarded_call(partial(make_vector_env, world, 1, restarts=restarts), limit_s)
         if not hasattr(envs, "first_info"):
             break
         try:
-            return envs, guarded_call(partial(envs.first_info, seed), timeout_s)
+            return envs, guarded_call(partial(envs.first_info, seed), _reset_limit(world, limit_s))
         except Exception as error:
             envs.close()
             if not world.is_fragile:
                 raise
             restarts.failed(BrokenEpisode(0, seed, seed), error)
     return envs, {}
+
+
+def _reset_limit(world: World, limit_s: float | None) -> float | None:
+    """Seconds for a first reset, where nobody else looks: an environment in a process of its own has its own limit."""
+    if world.timeout_s is None:
+        return limit_s
+    return None if world.isolated else world.timeout_s
 
 
 def _max_episode_steps(world: World) -> int | None:

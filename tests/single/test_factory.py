@@ -47,6 +47,13 @@ def test_one_too_many_is_told_with_its_traceback() -> None:
         describe_task(World(f"{HERE}:Late", restarts=1, timeout_s=0.2))
 
 
+@pytest.mark.parametrize("where", ["__init__", "reset"])
+def test_what_takes_too_long_is_told_without_a_limit_of_its_own(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Breaking, where, lambda *_, **__: time.sleep(10_000))
+    with pytest.raises(EnvironmentFailure, match=r"not made and reset in time:(.|\n)*no answer within 0\.2 s"):
+        describe_task(World("tests.environments:Breaking"), 0.2)
+
+
 def test_what_may_not_break_raises_its_own_error() -> None:
     with pytest.raises(KeyError, match="no licence"):
         describe_task(World(f"{HERE}:Late"))
