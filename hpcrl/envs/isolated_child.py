@@ -29,6 +29,8 @@ _PR_SET_PDEATHSIG = 1
 #: Rewards that are the same as a float64.
 _NUMBERS = (float, int, np.floating, np.integer)
 _MEANT_FOR_THE_RANK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+#: Signals are handled on it, maybe all at once; each takes 3 KB, and more on processors with wider registers.
+_SIGNAL_STACK = ctypes.create_string_buffer(1 << 18)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -42,6 +44,7 @@ def main(arguments: Sequence[str]) -> None:
         os.set_inheritable(file, False)
     faulthandler.enable(traceback_file)
     faulthandler.register(signal.SIGQUIT, traceback_file)
+    _make_room_for_signals()
     channel = Channel(socket.socket(fileno=end))
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         _Server(channel, memory_file).serve()
@@ -53,6 +56,19 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(1)
+
+
+class _Stack(ctypes.Structure):
+    """Linux's stack_t."""
+
+    _fields_ = (("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t))
+
+
+def _make_room_for_signals() -> None:
+    """Replace the stack that faulthandler made for signals: all of them at once write beyond its 16 KB."""
+    if sys.platform == "linux":
+        stack = _Stack(ctypes.addressof(_SIGNAL_STACK), 0, len(_SIGNAL_STACK))
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None)
 
 
 class _Server:
