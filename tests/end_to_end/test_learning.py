@@ -77,7 +77,7 @@ def _steps_to_goal(env: GridNavigation, policy: Policy, row: int, column: int) -
     observation = np.zeros(64, np.float32)
     observation[row * 8 + column] = 1
     for step in range(1, 33):
-        parameters, _ = policy.step(torch.from_numpy(observation), torch.zeros(1, 0))
+        parameters, _ = policy.step(torch.from_numpy(observation)[None], torch.zeros(1, 0))
         action = int(policy.head.mode(parameters))
         observation, _, terminated, _, _ = env.step(action)
         if terminated:
