@@ -19,7 +19,7 @@ from hpcrl.envs.codec import action_space
 from hpcrl.envs.isolated import IsolatedEnv
 from hpcrl.envs.native_cartpole import SeededCartPole
 from hpcrl.envs.rebuilding import FragileEnvs
-from hpcrl.envs.recipe import Recipe, make
+from hpcrl.envs.recipe import Recipe, find_maker, make
 from hpcrl.envs.registration import register_environments
 from hpcrl.envs.restarts import BrokenEpisode, Restarts
 from hpcrl.envs.sequential import SequentialEnvs, stored_observation
@@ -89,14 +89,10 @@ def _make_atari(world: World, num_envs: int) -> VectorEnv:
 
 def _find(env_id: str) -> EnvSpec | None:
     """The registration of `env_id`; None where it names a function that makes environments."""
-    module, _, name = env_id.rpartition(":")
-    return None if module and callable(_attribute(env_id, module, name)) else find_spec(env_id)
-
-
-def _attribute(env_id: str, module: str, name: str) -> Any:
+    register_environments()
     try:
-        return getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
+        return None if find_maker(env_id) is not None else find_spec(env_id)
+    except (ImportError, AttributeError) as error:
         raise ConfigError(f"--env {env_id!r} can't be imported: {error}") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from hpcrl.envs.factory import describe_task
 from hpcrl.envs.world import World
-from hpcrl.errors import EnvironmentFailure
+from hpcrl.errors import ConfigError, EnvironmentFailure
 from tests.environments import Breaking
 
 HERE = "tests.single.test_factory"
@@ -57,3 +58,19 @@ def test_what_takes_too_long_is_told_without_a_limit_of_its_own(where: str, monk
 def test_what_may_not_break_raises_its_own_error() -> None:
     with pytest.raises(KeyError, match="no licence"):
         describe_task(World(f"{HERE}:Late"))
+
+
+def test_a_package_may_name_its_environments_by_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "plugged-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: plugged\nVersion: 1.0\n")
+    points = "[hpcrl.environments]\nmy-env = plugged:make\nmy-gone-env = plugged:nowhere\n"
+    (package / "entry_points.txt").write_text(points)
+    (tmp_path / "plugged.py").write_text("import gymnasium\ndef make():\n    return gymnasium.make('Pendulum-v1')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert describe_task(World("my-env")).observation.shape == (3,)
+    assert describe_task(World("my-env", isolated=True)).action.shape == (1,)
+    with pytest.raises(ConfigError, match=r"--env .my-gone-env. can.t be imported: .*nowhere"):
+        describe_task(World("my-gone-env"))
+    with pytest.raises(ConfigError, match="--env 'my-other-env' is not a registered Gymnasium environment"):
+        describe_task(World("my-other-env"))
