@@ -164,7 +164,7 @@ def ppo_pendulum() -> PPOConfig:
 
 
 def ppo_lunar_lander() -> PPOConfig:
-    """LunarLander-v3 (extra `box2d`) with the values of RL Baselines3 Zoo (ppo.yml): 200 after 0.79 to 1.16 million steps.
+    """LunarLander-v3 (extra `box2d`) with the values of RL Baselines3 Zoo (ppo.yml): 200 after 0.8 to 1.2 M env steps.
 
     That took 73 to 112 s.
     """
