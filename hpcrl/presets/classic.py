@@ -66,7 +66,7 @@ def cartpole_throughput() -> ImpalaConfig:
 def a2c_cartpole() -> A2CConfig:
     """CartPole-v1 with a2c's defaults, which were chosen for it: 475 after 140,000 to 160,000 env steps and 2 s.
 
-    (One rank, seeds 1 to 3, as all that follow here.)
+    Measured on one rank with seeds 1 to 3, as all that follow here.
     """
     return A2CConfig(env="CartPole-v1", total_env_steps=1_000_000)
 

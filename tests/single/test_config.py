@@ -389,3 +389,18 @@ def test_what_is_no_configuration_is_refused(data: object) -> None:
 
 def test_fields_that_a_file_lacks_have_their_defaults() -> None:
     assert from_json({"algorithm": "a2c", "num_envs": 3}) == A2CConfig(num_envs=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sticky_actions": 0.25}, "--sticky-actions is for games of Atari, CartPole-v1 is none"),
+        ({"fire_reset": False}, "--fire-reset is for games of Atari, CartPole-v1 is none"),
+        ({"precision": "bfloat16"}, "--precision bfloat16 is for networks over images, CartPole-v1 shows none"),
+        ({"env": "ALE/Pong-v5", "vector": "native"}, "--vector native: ALE/Pong-v5 has no other form than"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        require_playable(A2CConfig(**options), DISCRETE, 1)
+    require_playable(A2CConfig(env="ALE/Pong-v5", sticky_actions=0.25), DISCRETE, 1)
