@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import itertools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from torch.nn import functional
 
 from hpcrl.config import TrainConfig
 from hpcrl.errors import ConfigError
+from hpcrl.models.first_weights import FirstWeights
 from hpcrl.models.fused import Folded, Layer, fold, perceptron
 from hpcrl.models.images import ImageEncoder, ImpalaDeep, ImpalaShallow, NatureCNN
 from hpcrl.models.inputs import Inputs, Seen
@@ -28,9 +28,11 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         num_features: F.
+        first_weights: of its layers, and of the heads behind them.
     """
 
     num_features: int
+    first_weights: FirstWeights = "orthogonal"
 
     @abstractmethod
     def features(self, seen: Seen) -> Tensor:
@@ -85,6 +87,7 @@ class MixedEncoder(Encoder):
         self.vectors = vectors
         self.num_features = sum(network.num_features for network in networks)
         self.num_features += 0 if vectors is None else vectors.num_features
+        self.first_weights = networks[0].first_weights
 
     def features(self, seen: Seen) -> Tensor:
         return self._joined(self.networks, seen)
@@ -153,16 +156,6 @@ def _checked_features(module: nn.Module, name: str) -> int:
     if not isinstance(module, nn.Module) or not isinstance(getattr(module, "num_features", None), int):
         raise ConfigError(f"--model {name} must make a torch module with a whole number num_features")
     return module.num_features  # type: ignore[return-value]
-
-
-def initialise(module: nn.Module, gain: float, generator: torch.Generator) -> None:
-    """Orthogonal weights (Saxe et al. 2014) and zero biases of one layer."""
-    nn.init.orthogonal_(module.weight, gain, generator)  # type: ignore[arg-type]
-    nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-
-
-#: Of layers with an activation behind them.
-HIDDEN_GAIN = math.sqrt(2)
 
 
 def _joined(heads: Sequence[nn.Linear]) -> Layer:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from hpcrl.errors import ConfigError, ShapeError
 from hpcrl.models.convolutions import arrange, connect, in_blocks, laid_out, pooled
+from hpcrl.models.first_weights import FirstWeights
 from hpcrl.spaces import Space
 
 Precision = Literal["float32", "bfloat16"]
@@ -95,9 +96,11 @@ class ImageEncoder(nn.Module, ABC):
         convolutions: in the order of computation.
         linear: from the last maps to features.
         block_rows: images that go through the convolutions together.
+        first_weights: as those who published the network drew them.
     """
 
     block_rows = 32
+    first_weights: FirstWeights = "orthogonal"
 
     def __init__(
         self,
@@ -207,12 +210,16 @@ class ImpalaShallow(_Strided):
         ConfigError: the sides of an image are below 20 pixels.
     """
 
+    first_weights = "scaled_normal"
+
     def __init__(self, shape: Sequence[int], num_features: int = 256, precision: Precision = "float32") -> None:
         super().__init__(shape, [(16, 8, 4), (32, 4, 2)], num_features, precision)
 
 
 class ImpalaDeep(ImageEncoder):
     """Three sections of residual blocks and a fully connected layer (Espeholt et al. 2018, figure 3 right)."""
+
+    first_weights = "scaled_normal"
 
     def __init__(self, shape: Sequence[int], num_features: int = 256, precision: Precision = "float32") -> None:
         layout = image_layout(shape)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from hpcrl.config import TrainConfig
 from hpcrl.models.cores import Core, make_core
-from hpcrl.models.encoders import HIDDEN_GAIN, OwnEncoder, initialise, make_encoder
+from hpcrl.models.encoders import OwnEncoder, make_encoder
+from hpcrl.models.first_weights import HIDDEN_GAIN, orthogonal, scaled_normal
 from hpcrl.models.frames import stack_sequence, stacked_space
 from hpcrl.models.heads import make_head
 from hpcrl.models.inputs import Inputs, Seen
@@ -44,20 +45,28 @@ class Policy(nn.Module):
         self.value_head = nn.Linear(width, 1)
 
     def initialise(self, seed: int) -> None:
-        """Orthogonal weights, nearly uniform actions, zero biases; a function of `seed` alone."""
-        generator = torch.Generator().manual_seed(seed)
-        self._initialise(self, generator)
+        """First weights as the encoder has them, and zero biases; a function of `seed` alone.
+
+        Where they are orthogonal those of the action head are small, so that actions are nearly uniform.
+        """
+        self._initialise(self, torch.Generator().manual_seed(seed))
 
     def _initialise(self, module: nn.Module, generator: torch.Generator) -> None:
         if isinstance(module, Core):
             module.initialise(generator)
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            gain = 0.01 if module is self.head else 1.0 if module is self.value_head else HIDDEN_GAIN
-            initialise(module, gain, generator)
+            self._initialise_layer(module, generator)
         # A user's own encoder has its own way.
         elif not isinstance(module, OwnEncoder):
             for child in module.children():
                 self._initialise(child, generator)
+
+    def _initialise_layer(self, layer: nn.Linear | nn.Conv2d, generator: torch.Generator) -> None:
+        if self.encoder.first_weights == "scaled_normal":
+            scaled_normal(layer, generator)
+        else:
+            gain = 0.01 if layer is self.head else 1.0 if layer is self.value_head else HIDDEN_GAIN
+            orthogonal(layer, gain, generator)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """What a policy without a core says of elements of `space`.
