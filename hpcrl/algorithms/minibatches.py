@@ -8,7 +8,8 @@ in place of rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,12 @@ from hpcrl.algorithms.loss import Targets
 from hpcrl.config import PPOConfig
 from hpcrl.models.frames import history_of_rows
 from hpcrl.noise import Purpose, seeds
+
+#: Numbers of observations that are taken from a batch at once: few enough to stay in the cache.
+_NUMBERS_AT_ONCE = 2**18
+
+#: Fields whose first axis is the environment; of all others but those of final observations it is the second.
+_COLUMNS_FIRST = ("core_state", "env_index")
 
 
 class Minibatch(NamedTuple):
@@ -43,12 +50,25 @@ def minibatches(
     shape = (config.num_envs,) if whole_columns else (len(batch.reward), config.num_envs)
     for epoch in range(config.epochs):
         dealt = deal(shape, config.minibatches, config.seed, number, epoch)[..., batch.env_index].flatten()
-        for part in range(config.minibatches):
-            (chosen,) = torch.nonzero(dealt == part, as_tuple=True)
-            if whole_columns:
+        sizes = torch.bincount(dealt, minlength=config.minibatches).tolist()
+        parts = dealt.argsort(stable=True).split(sizes)
+        if whole_columns:
+            for chosen in parts:
                 yield Minibatch(columns(batch, chosen), Targets(*(each[:, chosen] for each in targets)))
-            else:
-                yield Minibatch(rows(batch, chosen), Targets(*(each.reshape(1, -1)[:, chosen] for each in targets)))
+        else:
+            yield from _of_rows(batch, targets, parts)
+
+
+def _of_rows(batch: Batch, targets: Targets, parts: Sequence[Tensor]) -> Iterator[Minibatch]:
+    """Minibatches of rows, several of which are taken from the batch at a time where rows are small."""
+    numbers = max(1, max(map(len, parts)) * batch.observation[0, :1].numel() * (1 + len(batch.history)))
+    width = max(1, _NUMBERS_AT_ONCE // numbers)
+    for first in range(0, len(parts), width):
+        group = parts[first : first + width]
+        chosen, sizes = torch.cat(group), [len(part) for part in group]
+        taken = [each.flatten()[chosen][None].split(sizes, 1) for each in targets]
+        for part, *constants in zip(split(rows(batch, chosen), sizes), *taken, strict=True):
+            yield Minibatch(part, Targets(*constants))
 
 
 def deal(shape: tuple[int, ...], parts: int, seed: int, number: int, epoch: int) -> Tensor:
@@ -97,6 +117,17 @@ def rows(batch: Batch, chosen: Tensor) -> Batch:
         else batch.discounted_return[:, b],
         env_index=batch.env_index[b],
     )
+
+
+def split(batch: Batch, sizes: Sequence[int]) -> Iterator[Batch]:
+    """A batch without final observations, cut into so many columns each; views."""
+
+    def pieces(name: str, field: Tensor) -> Sequence[Tensor]:
+        if name.startswith("final_"):
+            return [field] * len(sizes)
+        return field.split(list(sizes), 0 if name in _COLUMNS_FIRST else 1)
+
+    return map(Batch, *(pieces(field.name, getattr(batch, field.name)) for field in fields(Batch)))
 
 
 def columns(batch: Batch, chosen: Tensor | slice) -> Batch:

@@ -65,10 +65,9 @@ def standardise(advantages: Tensor, valid: Tensor, total: Callable[[NDArray], ND
         total: sums float64 [n] over whoever shares the statistics.
     """
     chosen = advantages[valid].double()
-    count, summed = total(np.array([chosen.numel(), float(chosen.sum())]))
+    count, summed, squares = total(np.array([chosen.numel(), float(chosen.sum()), float(chosen.square().sum())]))
     mean = summed / count
-    squares = total(np.array([float((chosen - mean).square().sum())]))
-    deviation = math.sqrt(squares[0] / count)
+    deviation = math.sqrt(max(0.0, squares / count - mean * mean))
     return ((advantages - mean) / (deviation + 1e-8)).float()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from hpcrl.algorithms.batch import Batch, evaluate, sequence_of
 from hpcrl.algorithms.loss import Targets
-from hpcrl.algorithms.minibatches import Minibatch, columns, deal, minibatches, rows
+from hpcrl.algorithms.minibatches import Minibatch, columns, deal, minibatches, rows, split
 from hpcrl.config import PPOConfig
 from hpcrl.models.frames import stack_sequence
 from hpcrl.models.policy import Policy
@@ -130,6 +131,36 @@ def test_rows_are_what_they_were(plan: Plan, seed: int, data: st.DataObject) -> 
             "discounted_return",
         ):
             assert torch.equal(getattr(cut, name)[0, column], getattr(batch, name)[t, b])
+
+
+@pytest.mark.parametrize("numbers_at_once", [1, 20, 2**18])
+@settings(max_examples=20, deadline=None)
+@given(plan=plans(max_envs=4), seed=seeds)
+def test_rows_taken_together_are_those_taken_alone(numbers_at_once: int, plan: Plan, seed: int) -> None:
+    batch = with_history(make_batch(plan, seed), 3)
+    config = PPOConfig(epochs=2, minibatches=min(5, batch.reward.numel()), num_envs=batch.reward.shape[1], seed=seed)
+    with mock.patch("hpcrl.algorithms.minibatches._NUMBERS_AT_ONCE", numbers_at_once):
+        found = list(minibatches(*numbered(batch), config, 7, whole_columns=False))
+    assert len(found) == 2 * config.minibatches
+    for number, part in enumerate(found):
+        epoch, share = divmod(number, config.minibatches)
+        dealt = deal(tuple(batch.reward.shape), config.minibatches, seed, 7, epoch)[:, batch.env_index].flatten()
+        (chosen,) = torch.nonzero(dealt == share, as_tuple=True)
+        expected = rows(numbered(batch)[0], chosen)
+        for field in fields(Batch):
+            assert torch.equal(getattr(part.batch, field.name), getattr(expected, field.name)), field.name
+
+
+@given(plan=plans(max_envs=4), seed=seeds)
+def test_a_batch_is_split_into_its_columns(plan: Plan, seed: int) -> None:
+    whole = make_batch(plan, seed)
+    batch = replace(whole, final_observation=whole.final_observation[:0], final_index=whole.final_index[:0])
+    first = whole.reward.shape[1] // 2
+    pieces = list(split(batch, [first, whole.reward.shape[1] - first]))
+    for piece, chosen in zip(pieces, (slice(0, first), slice(first, None)), strict=True):
+        expected = columns(batch, chosen)
+        for field in fields(Batch):
+            assert torch.equal(getattr(piece, field.name), getattr(expected, field.name)), field.name
 
 
 def with_history(batch: Batch, num_frames: int) -> Batch:

@@ -92,14 +92,22 @@ def test_advantages_are_standardised_over_all_who_share_the_sums(seed: int, othe
     (advantages, valid), (others, others_valid) = parts(seed), parts(other_seed)
     theirs = others[others_valid].astype(np.float64)
     both = np.concatenate([advantages[valid].astype(np.float64), theirs])
-    sums = iter([np.array([len(theirs), theirs.sum()]), np.array([np.square(theirs - both.mean()).sum()])])
+    sums = iter([np.array([len(theirs), theirs.sum(), np.square(theirs).sum()])])
     got = standardise(torch.from_numpy(advantages), torch.from_numpy(valid), lambda mine: mine + next(sums))
     np.testing.assert_allclose(got.numpy(), (advantages - both.mean()) / (both.std() + 1e-8), rtol=1e-4, atol=1e-5)
 
 
-def test_advantages_that_are_all_the_same_become_zero() -> None:
-    got = standardise(torch.full((3, 2), 4.25), torch.ones(3, 2, dtype=torch.bool), lambda sums: sums)
-    assert not got.any()
+@pytest.mark.parametrize("value", [0.0, 4.25, 0.1, -1e4 / 3])
+@pytest.mark.parametrize("count", [1, 7])
+def test_advantages_that_are_all_the_same_become_zero(value: float, count: int) -> None:
+    got = standardise(torch.full((3, count), value), torch.ones(3, count, dtype=torch.bool), lambda sums: sums)
+    assert got.abs().max() < 1e-3
+
+
+def test_advantages_far_from_zero_are_standardised() -> None:
+    advantages = torch.tensor([[4095.75, 4096.0, 4096.25]])
+    got = standardise(advantages, torch.ones(1, 3, dtype=torch.bool), lambda sums: sums)
+    torch.testing.assert_close(got, torch.tensor([[-1.5, 0.0, 1.5]]).mul(math.sqrt(2 / 3)), rtol=1e-5, atol=1e-6)
 
 
 def sums_of(steps: NDArray[np.float64]) -> dict[str, float]:
