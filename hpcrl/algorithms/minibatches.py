@@ -59,7 +59,7 @@ def minibatches(
             yield from _of_rows(batch, targets, parts)
 
 
-def _of_rows(batch: Batch, targets: Targets, parts: Sequence[Tensor]) -> Iterator[Minibatch]:
+def _of_rows(batch: Batch, targets: Targets, parts: tuple[Tensor, ...]) -> Iterator[Minibatch]:
     """Minibatches of rows, several of which are taken from the batch at a time where rows are small."""
     numbers = max(1, max(map(len, parts)) * batch.observation[0, :1].numel() * (1 + len(batch.history)))
     width = max(1, _NUMBERS_AT_ONCE // numbers)

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import presets, steps
-from benchmarks.presets import Result, markdown, read, result_of, write
+from benchmarks import preset_results, presets, steps
+from benchmarks.preset_results import Result, draw, markdown, read, read_curve, write
+from benchmarks.presets import Plan, result_of
 from hpcrl.commands.options import parse
 from hpcrl.errors import ConfigError
 from hpcrl.metrics import COLUMNS
@@ -48,7 +49,7 @@ if behaviour in ("slow", "stuck"):
 
 FIRST, GRID = "a2c/first-light", "a3c/a3c-grid-navigation"
 
-RESULT = Result(FIRST, 1, 1, 6, 100.0, 300, 4.0, 101.0, 300, 4.0)
+RESULT = Result(FIRST, "", 1, 1, 6, 100.0, 300, 4.0, 101.0, 300, 4.0)
 
 Measure = Callable[..., int]
 
@@ -90,22 +91,35 @@ def test_every_preset_is_run_with_every_seed(measure: Measure, out: Path, tmp_pa
     assert all(line[0] == "train" and config.stop_return == 102 for line, config in zip(lines, told, strict=True))
     assert all(config.ranks == 3 for config in told) and told[0].env == "CartPole-v0"
     first, second, *others = read(out / "presets.csv")
-    assert first == Result(FIRST, 1, 3, 6, 102.0, None, None, 101.0, 300, 4.0) and not first.reached
-    assert second == Result(FIRST, 2, 3, 6, 102.0, 300, 4.0, 102.0, 300, 4.0) and second.reached
+    assert first == Result(FIRST, "", 1, 3, 6, 102.0, None, None, 101.0, 300, 4.0) and not first.reached
+    assert second == Result(FIRST, "", 2, 3, 6, 102.0, 300, 4.0, 102.0, 300, 4.0) and second.reached
     assert others == [replace(first, preset=GRID), replace(second, preset=GRID)]
     assert not any(Path(config.run_dir or "").exists() for config in told)
 
 
 def test_curves_are_kept_and_drawn_again_without_a_run(measure: Measure, out: Path, tmp_path: Path) -> None:
     assert measure("first-light", "--seeds", "2") == 0
-    curve = presets.read_curve(out / "curves" / "a2c-first-light-ranks1-seed2.csv")
+    curve = read_curve(out / "curves" / "a2c-first-light-ranks1-seed2.csv")
     assert math.isnan(curve[0][2]) and curve[1:] == [(200, 2.5, 50.5), (300, 4.0, 102.0)]
     for path in (out / "presets.md", out / "presets.png", tmp_path / "log"):
         path.unlink()
     assert measure("--seeds") == 0
-    assert "| a2c/first-light | 102 | 1 | 6 | 1 | 1 | 300 | 4.0 | 102 | 4.0 |" in (out / "presets.md").read_text()
+    assert "| a2c/first-light |  | 102 | 1 | 6 | 1 | 1 | 300 | 4.0 | 102 | 4.0 |" in (out / "presets.md").read_text()
     assert (out / "presets.png").read_bytes().startswith(b"\x89PNG") and not (tmp_path / "log").exists()
     assert sorted(path.name for path in out.iterdir()) == ["curves", "presets.csv", "presets.md", "presets.png"]
+
+
+def test_options_go_to_the_run_and_have_a_row_of_their_own(measure: Measure, out: Path, tmp_path: Path) -> None:
+    options = "--gamma 0.5 --run-name 'two words'"
+    for words in ((), (f"--options={options}",)):
+        assert measure("first-light", "--seeds", "2", *words) == 0
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert lines[1][lines[1].index("--gamma") :][:4] == ["--gamma", "0.5", "--run-name", "two words"]
+    assert [result.options for result in read(out / "presets.csv")] == ["", options]
+    assert sorted(path.name for path in (out / "curves").iterdir()) == [
+        "a2c-first-light-gamma-0.5-run-name-two-words-ranks1-seed2.csv",
+        "a2c-first-light-ranks1-seed2.csv",
+    ]
 
 
 def test_a_row_replaces_the_one_of_the_same_run(measure: Measure, out: Path) -> None:
@@ -117,7 +131,7 @@ def test_a_row_replaces_the_one_of_the_same_run(measure: Measure, out: Path) -> 
     )
     write(out / "presets.csv", [other_preset, same, other_ranks])
     assert measure("first-light", "--seeds", "2") == 2  # the curves of the others are missing
-    new = Result(FIRST, 2, 1, 6, 102.0, 300, 4.0, 102.0, 300, 4.0)
+    new = Result(FIRST, "", 2, 1, 6, 102.0, 300, 4.0, 102.0, 300, 4.0)
     assert read(out / "presets.csv") == [new, other_ranks, other_preset]
 
 
@@ -166,14 +180,15 @@ FACTS = {"layout": {"ranks": 2}, "machine": {"cores": 8}}
 
 
 def test_the_first_iteration_that_reaches_the_threshold_counts() -> None:
+    plan = Plan("p", "--precision bfloat16", 3, 5.0)
     curve = [(10, 1.0, math.nan), (20, 2.0, 5.0), (30, 3.0, 7.0), (40, 4.0, 6.0)]
-    expected = Result("p", 3, 2, 8, 5.0, 20, 2.0, 6.0, 40, 4.0)
-    assert result_of("p", 3, 5.0, FACTS, curve) == expected
+    expected = Result("p", "--precision bfloat16", 3, 2, 8, 5.0, 20, 2.0, 6.0, 40, 4.0)
+    assert result_of(plan, FACTS, curve) == expected
     late = replace(expected, threshold=7.0, threshold_env_steps=30, threshold_s=3.0)
-    assert result_of("p", 3, 7.0, FACTS, curve) == late
+    assert result_of(plan._replace(threshold=7.0), FACTS, curve) == late
     never = replace(expected, threshold=7.5, threshold_env_steps=None, threshold_s=None)
-    assert result_of("p", 3, 7.5, FACTS, curve) == never
-    assert result_of("p", 3, 5.0, FACTS, curve[:1]).return_last_100 is None
+    assert result_of(plan._replace(threshold=7.5), FACTS, curve) == never
+    assert result_of(plan, FACTS, curve[:1]).return_last_100 is None
 
 
 def test_a_negative_threshold_is_a_value_of_its_option(measure: Measure, tmp_path: Path) -> None:
@@ -189,11 +204,12 @@ def test_the_table_by_hand() -> None:
     never = replace(RESULT, seed=3, threshold_env_steps=None, threshold_s=None, return_last_100=None, wall_s=20.0)
     table = markdown([never, late, RESULT])
     assert (
-        "| a2c/first-light | 100 | 1 | 6 | 3 | 2 | 900 (300 - not reached) | 12.0 (4.0 - not reached) "
+        "| a2c/first-light |  | 100 | 1 | 6 | 3 | 2 | 900 (300 - not reached) | 12.0 (4.0 - not reached) "
         "| 101 | 12.0 (4.0 - 20.0) |"
     ) in table
     apart = markdown([RESULT, replace(RESULT, cores=8), replace(RESULT, ranks=4), replace(RESULT, threshold=90.0)])
     assert apart.count("| a2c/first-light |") == 4
+    assert "| a2c/first-light | `--gamma 0.5` | 100 |" in markdown([RESULT, replace(RESULT, options="--gamma 0.5")])
     assert "| not reached | not reached |" in markdown([never])
 
 
@@ -240,7 +256,7 @@ def test_the_plot_has_every_seed_and_the_threshold() -> None:
         other.key: [(10, 1.0, 60.0)],
         alone.key: [(5, 1.0, 0.25)],
     }
-    first, second = presets.draw([alone, other, RESULT], curves).axes
+    first, second = draw([alone, other, RESULT], curves).axes
     assert (first.get_title(), second.get_title()) == ("a2c/first-light, 1 rank", "a2c/grid-navigation, 4 ranks")
     one, two, dashed = first.lines
     np.testing.assert_array_equal(one.get_xydata(), [[10, math.nan], [20, 50]])
@@ -270,4 +286,4 @@ def test_presets_that_can_not_be_measured_are_refused(
 
 
 def test_columns_are_those_of_metrics() -> None:
-    assert {presets._STEPS, presets._SECONDS, presets._RETURN} <= set(COLUMNS)
+    assert {preset_results._STEPS, preset_results._SECONDS, preset_results._RETURN} <= set(COLUMNS)
