@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple, Protocol
 
 import torch
@@ -41,6 +41,11 @@ class Batch:
     history: Tensor
     discounted_return: Tensor
     env_index: Tensor
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """The batch on another device; itself where it is there already."""
+    return Batch(*(getattr(batch, field.name).to(device, non_blocking=True) for field in fields(Batch)))
 
 
 class Network(Protocol):
@@ -88,7 +93,7 @@ def evaluate_steps(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def sequence_of(batch: Batch) -> Sequence:
     """All T+1 rows of a batch and its final observations, as a policy sees them."""
-    starts = torch.zeros(len(batch.observation), batch.reward.shape[1], dtype=torch.bool)
+    starts = batch.valid.new_zeros(len(batch.observation), batch.reward.shape[1])
     # A row that was ignored may be the reset of an environment, whose next row begins an episode.
     torch.logical_or(batch.terminated, batch.truncated, out=starts[1:])
     starts[1:] |= ~batch.valid

@@ -150,5 +150,5 @@ def total_loss(
             "rho": steps + excess,
             "rho_clipped": ((log_ratio > math.log(ratio_clip) + _CLIP_MARGIN) & valid).sum(),
         }
-        statistics = torch.tensor([sums[name].item() for name in STATISTICS])
+        statistics = torch.stack([sums[name].float() for name in STATISTICS])
     return Loss(total, statistics, None)

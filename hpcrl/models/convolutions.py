@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from hpcrl.models.host import on_host
+
 
 class Convolution(NamedTuple):
     """How one convolution is computed.
@@ -47,18 +49,24 @@ class Convolution(NamedTuple):
 
 def arrange(layer: nn.Conv2d, width: int, planes: bool) -> Convolution:
     """How `layer` is computed on maps of `width` columns; `planes`: on images whose channels are first."""
-    (down, right), padding = layer.stride, int(layer.padding[0])
-    if right == 1 or padding or width % right or layer.kernel_size[1] % right:
-        return Convolution(1, False, (down, right), padding)
+    down, right = layer.stride
+    if right == 1 or layer.padding[0] or width % right or layer.kernel_size[1] % right:
+        return plain(layer)
     return Convolution(right, planes, (1, down, 1) if planes else (down, 1), 0)
+
+
+def plain(layer: nn.Conv2d) -> Convolution:
+    """`layer` as torch computes it."""
+    (down, right), padding = layer.stride, int(layer.padding[0])
+    return Convolution(1, False, (down, right), padding)
 
 
 def pooled(maps: Tensor) -> Tensor:
     """Maxima over 3 x 3 pixels at every second one, beyond the edges nothing: [n, C, H, W] -> [n, C, H', W'].
 
-    Without gradients as maxima of views, a quarter of the time of torch's pooling.
+    Without gradients, on a CPU, as maxima of views, a quarter of the time of torch's pooling.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or not on_host(maps):
         return functional.max_pool2d(maps, 3, 2, 1)
     return _pooled_rows(_pooled_rows(maps).transpose(2, 3)).transpose(2, 3)
 
@@ -74,11 +82,11 @@ def _pooled_rows(maps: Tensor) -> Tensor:
 def connect(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Maps [N, C, h, w] and weight [F, h * w * C] -> [N, F].
 
-    In float32 and for more than a few rows as a convolution over the whole map: the library that computes those can
-    take half the time of the one that multiplies matrices.
+    On a CPU in float32 and for more than a few rows as a convolution over the whole map: the library that computes
+    those can take half the time of the one that multiplies matrices.
     """
     few = 64 if torch.is_grad_enabled() else 8
-    if weight.dtype == torch.bfloat16 or len(maps) < few:
+    if weight.dtype == torch.bfloat16 or len(maps) < few or not on_host(maps):
         return functional.linear(maps.permute(0, 2, 3, 1).flatten(1), weight, bias)
     kernel = weight.unflatten(1, (*maps.shape[2:], maps.shape[1])).permute(0, 3, 1, 2)
     return functional.conv2d(maps, kernel, bias).flatten(1)

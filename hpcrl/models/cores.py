@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_MINUS_ONE = torch.tensor(-1.0)
+from hpcrl.models.fused import tanh_from_sigmoid_
+from hpcrl.models.host import on_host
 
 
 class Core(nn.Module, ABC):
@@ -71,6 +72,11 @@ class Core(nn.Module, ABC):
     _rows: type[torch.autograd.Function]
 
 
+def _beginning(starts: Tensor) -> list[bool]:
+    """Which rows of bool [T, B] begin an episode; on a device all may: to look would take longer than to reset."""
+    return starts.any(1).tolist() if on_host(starts) else [True] * len(starts)
+
+
 class _LSTMRows(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -90,7 +96,7 @@ class _LSTMRows(torch.autograd.Function):
         inputs = torch.addmm((bias_in + bias) * scale[:, 0], features.flatten(0, 1), (weight_in * scale).t())
         gates = inputs.view(rows, batch, 4 * size)
         recurrent = (weight * scale).t()
-        begun, keep = starts.any(1).tolist(), (~starts).to(weight.dtype).unsqueeze(2)
+        begun, keep = _beginning(starts), (~starts).to(weight.dtype).unsqueeze(2)
         states = torch.cat([state[None], weight.new_empty(rows, batch, 2 * size)])
         hidden, cells = (part.unbind() for part in states.split(size, 2))
         into, forget, candidate, out = (part.unbind() for part in gates.split(size, 2))
@@ -100,9 +106,9 @@ class _LSTMRows(torch.autograd.Function):
             if begun[row]:
                 old_hidden, old_cells = old_hidden * keep[row], old_cells * keep[row]
             gate.addmm_(old_hidden, recurrent).sigmoid_()
-            torch.add(_MINUS_ONE, candidate[row], alpha=2, out=candidate[row])
+            tanh_from_sigmoid_(candidate[row])
             new_cells = torch.addcmul(into[row] * candidate[row], forget[row], old_cells, out=cells[row + 1])
-            torch.add(_MINUS_ONE, torch.mul(new_cells, 2, out=squash).sigmoid_(), alpha=2, out=squash)
+            tanh_from_sigmoid_(torch.mul(new_cells, 2, out=squash).sigmoid_())
             torch.mul(out[row], squash, out=hidden[row + 1])
         ctx.begun = begun
         ctx.save_for_backward(features, weight_in, weight, keep, gates, states, squashed)
@@ -186,7 +192,7 @@ class _GRURows(torch.autograd.Function):
         rows, batch, _ = features.shape
         size = weight.shape[1]
         gates = torch.addmm(bias_in, features.flatten(0, 1), weight_in.t()).view(rows, batch, 3 * size)
-        begun, keep = starts.any(1).tolist(), (~starts).to(weight.dtype).unsqueeze(2)
+        begun, keep = _beginning(starts), (~starts).to(weight.dtype).unsqueeze(2)
         states = torch.cat([state[None], weight.new_empty(rows, batch, size)])
         # Of the state's share in the candidate, which the reset gate multiplies.
         recalled = weight.new_empty(rows, batch, size)
@@ -197,7 +203,7 @@ class _GRURows(torch.autograd.Function):
             recalled[row] = of_state[:, 2 * size :]
             candidate = gates[row, :, 2 * size :].addcmul_(reset, recalled[row])
             # As for the LSTM, tanh x = 2 sigmoid(2x) - 1.
-            torch.add(_MINUS_ONE, candidate.mul_(2).sigmoid_(), alpha=2, out=candidate)
+            tanh_from_sigmoid_(candidate.mul_(2).sigmoid_())
             torch.lerp(candidate, before, update, out=states[row + 1])
         ctx.begun = begun
         ctx.save_for_backward(features, weight_in, weight, keep, gates, states, recalled)

@@ -56,8 +56,9 @@ def stack_sequence(space: Space, sequence: Sequence) -> Tensor:
     """
     time, num_envs = sequence.starts.shape
     frames = torch.cat([sequence.history, sequence.observation])
-    columns = torch.arange(num_envs)
-    places = _places(sequence, torch.arange(time)[:, None], columns)
+    device = frames.device
+    columns = torch.arange(num_envs, device=device)
+    places = _places(sequence, torch.arange(time, device=device)[:, None], columns)
     rows = frames[places, columns[:, None]].flatten(0, 1)
     if not len(sequence.final_index):
         return stack_frames(space, rows)
@@ -88,7 +89,7 @@ def _places(sequence: Sequence, t: Tensor, b: Tensor) -> Tensor:
     """Where the frames of rows (t, b), int64 [...], lie in history and observations joined: [..., frame_stack]."""
     before = len(sequence.history)
     # Row t is frame t + before; the first frame of its episode, or of what is known of it, comes as `begins`.
-    row = torch.arange(len(sequence.starts))[:, None]
+    row = torch.arange(len(sequence.starts), device=sequence.starts.device)[:, None]
     begins = torch.where(sequence.starts, row + before, 0).cummax(0).values
-    ages = torch.arange(before, -1, -1)
+    ages = torch.arange(before, -1, -1, device=row.device)
     return torch.maximum((t + before)[..., None] - ages, begins[t, b][..., None])

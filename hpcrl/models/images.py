@@ -1,5 +1,7 @@
 """Encoders of images: convolutions and one fully connected layer, arranged for the time they take on a CPU.
 
+On another device they are computed layer by layer, all images at once, channels last.
+
 Few images at a time go through all convolutions, so that what one writes is still in the cache when the next one reads
 it. All is computed channels last, and where a view can do that the stride of columns becomes channels. Microseconds an
 image uint8 [4, 84, 84] on one thread of a processor with AVX-512 and bfloat16, torch's layers, channels last, under
@@ -26,8 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from hpcrl.errors import ConfigError, ShapeError
-from hpcrl.models.convolutions import arrange, connect, in_blocks, laid_out, pooled
+from hpcrl.models.convolutions import Convolution, arrange, connect, in_blocks, laid_out, plain, pooled
 from hpcrl.models.first_weights import FirstWeights
+from hpcrl.models.host import on_host
 from hpcrl.spaces import Space
 
 Precision = Literal["float32", "bfloat16"]
@@ -114,6 +117,7 @@ class ImageEncoder(nn.Module, ABC):
         self._layout = image_layout(shape)
         self._dtype = torch.float32 if precision == "float32" else torch.bfloat16
         self._arranged = [arrange(layers[0], self._layout.width, not self._layout.channels_last)]
+        self._plain = [plain(layer) for layer in layers]
         self.convolutions = nn.ModuleList(layers)
         self.linear = nn.Linear(map_sides[0] * map_sides[1] * layers[-1].out_channels, num_features)
         self.num_features = num_features
@@ -128,19 +132,26 @@ class ImageEncoder(nn.Module, ABC):
         weights = [laid_out(weight, self._dtype).clone() for weight in self._weights()]
         return functools.partial(self._features, weights=weights)
 
+    def _computed(self) -> Sequence[Convolution]:
+        """How each convolution is computed where the weights are."""
+        return self._arranged if on_host(self.linear.weight) else self._plain
+
     def _weights(self) -> list[Tensor]:
         """Kernel and bias of every convolution, then of the fully connected layer."""
         weights = []
-        for arranged, layer in zip(self._arranged, self.convolutions, strict=True):
+        for computed, layer in zip(self._computed(), self.convolutions, strict=True):
             layer = cast(nn.Conv2d, layer)
-            weights += [arranged.kernel(layer.weight), cast(Tensor, layer.bias)]
+            weights += [computed.kernel(layer.weight), cast(Tensor, layer.bias)]
         # uint8 is exact in bfloat16 too, so the scale is left to the weights.
         weights[0] = weights[0] / _WHITE
         return [*weights, self.linear.weight, self.linear.bias]
 
     def _features(self, images: Tensor, weights: Sequence[Tensor]) -> Tensor:
         *of_maps, weight, bias = weights
-        maps = in_blocks(self._maps_of_images, images, self.block_rows, self._dtype, of_maps)
+        if on_host(images):
+            maps = in_blocks(self._maps_of_images, images, self.block_rows, self._dtype, of_maps)
+        else:
+            maps = self._maps_of_images(images, [laid_out(weight, self._dtype) for weight in of_maps])
         return connect(maps, weight.to(self._dtype), bias.to(self._dtype)).relu_().float()
 
     def _maps_of_images(self, images: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -148,6 +159,8 @@ class ImageEncoder(nn.Module, ABC):
         values = images.to(self._dtype) if images.dtype == torch.uint8 else (images * _WHITE).to(self._dtype)
         if layout.channels_last:
             values = values.reshape(-1, layout.height, layout.width, layout.channels).permute(0, 3, 1, 2)
+        if not on_host(values):
+            values = values.contiguous(memory_format=torch.channels_last)
         return self._maps(values, weights)
 
     @abstractmethod
@@ -185,7 +198,7 @@ class _Strided(ImageEncoder):
 
     def _maps(self, images: Tensor, weights: Sequence[Tensor]) -> Tensor:
         maps = images
-        for convolution, kernel, bias in zip(self._arranged, weights[::2], weights[1::2], strict=True):
+        for convolution, kernel, bias in zip(self._computed(), weights[::2], weights[1::2], strict=True):
             # Changed in place before it is seen through a view: through one, autograd would copy gradients.
             maps = convolution(maps, kernel, bias).relu_()
             maps = maps.squeeze(2) if convolution.planes else maps
@@ -233,7 +246,7 @@ class ImpalaDeep(ImageEncoder):
         self._arranged *= len(layers)
 
     def _maps(self, images: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        convolve = self._arranged[0]
+        convolve = self._computed()[0]
         layers = list(zip(weights[::2], weights[1::2], strict=True))
         maps = images
         for section in range(0, len(layers), 5):

@@ -68,7 +68,7 @@ class Inputs(nn.Module):
             return Seen(self._normalised(self.raw_rows(observation)), (), None)
         leaves = self._leaves(observation)
         images = tuple(leaves[name] for name, leaf in self._seen if is_image(leaf))
-        return Seen(self._normalised(self._rows_of(leaves, len(observation))), images, leaves.get(ACTION_MASK))
+        return Seen(self._normalised(self._rows_of(leaves, observation)), images, leaves.get(ACTION_MASK))
 
     def raw_rows(self, observation: Tensor) -> Tensor:
         """Observations [N, *shape] -> rows float32 [N, num_inputs], not normalised.
@@ -77,16 +77,16 @@ class Inputs(nn.Module):
         """
         if self._is_plain_box:
             return _flat(observation).to(torch.float32)
-        return self._rows_of(self._leaves(observation), len(observation))
+        return self._rows_of(self._leaves(observation), observation)
 
     def _leaves(self, observation: Tensor) -> dict[str, Tensor]:
         return unpack(self._space, observation) if self._space.leaves else {"": observation}
 
-    def _rows_of(self, leaves: dict[str, Tensor], num_rows: int) -> Tensor:
+    def _rows_of(self, leaves: dict[str, Tensor], observation: Tensor) -> Tensor:
         parts = [_leaf_rows(leaf, leaves[name]) for name, leaf in self._seen if not is_image(leaf)]
         if len(parts) == 1:
             return parts[0]
-        return torch.cat(parts, 1) if parts else torch.empty(num_rows, 0)
+        return torch.cat(parts, 1) if parts else torch.empty(len(observation), 0, device=observation.device)
 
     def _normalised(self, rows: Tensor) -> Tensor:
         if self.mean is None or self.scale is None:

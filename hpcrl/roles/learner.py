@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -158,13 +158,13 @@ class Learner:
 
     def _normalise(self, advantages: Tensor, valid: Tensor) -> Tensor:
         """Over the steps of all learners. Collective over them."""
-        # Where no learner has a step there is no mean, and no row that would miss it.
-        with np.errstate(invalid="ignore"):
-            return standardise(advantages, valid, self._total)
+        return standardise(advantages, valid, self._total)
 
-    def _total(self, sums: NDArray) -> NDArray:
-        """The sum over all learners. Collective over them."""
-        return sum_over(self._comm, sums, self._waiter)
+    def _total(self, sums: Tensor) -> Tensor:
+        """The sum over all learners, where the summands are. Collective over them."""
+        if self._comm.size == 1:
+            return sums
+        return torch.from_numpy(sum_over(self._comm, sums.cpu().numpy(), self._waiter)).to(sums.device)
 
     def _check_in_sync(self) -> None:
         every = self.config.check_in_sync_every

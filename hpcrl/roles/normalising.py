@@ -26,9 +26,8 @@ class Normalisers:
         total: sums float64 [n] over the learners.
     """
 
-    def __init__(self, config: TrainConfig, policy: Policy, total: Callable[[NDArray], NDArray]) -> None:
-        self._clip, self._policy = config.reward_clip, policy
-        self._total: Callable[[Tensor], Tensor] = lambda sums: torch.from_numpy(total(sums.numpy()))
+    def __init__(self, config: TrainConfig, policy: Policy, total: Callable[[Tensor], Tensor]) -> None:
+        self._clip, self._policy, self._total = config.reward_clip, policy, total
         self._returns = RunningMoments(1) if config.normalise_returns else None
         self._observations: RunningMoments | None = None
         if config.normalise_observations:

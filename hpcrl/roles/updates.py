@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcrl.algorithms.optimizers import linear
@@ -56,18 +54,21 @@ def scale_and_clip(gradient: Tensor, steps: float, config: ActorCriticConfig, wh
     return norm, clipped
 
 
-def standardise(advantages: Tensor, valid: Tensor, total: Callable[[NDArray], NDArray]) -> Tensor:
+def standardise(advantages: Tensor, valid: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
     """Advantages by the mean and deviation over valid steps, in float64: float32 [T, B].
 
     Args:
         advantages: float32 [T, B].
         valid: bool [T, B].
         total: sums float64 [n] over whoever shares the statistics.
+
+    Returns:
+        float32 [T, B], on the device of the advantages; no numbers where nobody has a valid step.
     """
-    chosen = advantages[valid].double()
-    count, summed, squares = total(np.array([chosen.numel(), float(chosen.sum()), float(chosen.square().sum())]))
+    chosen = advantages.double().masked_fill_(~valid, 0.0)
+    count, summed, squares = total(torch.stack([valid.sum(), chosen.sum(), chosen.square().sum()])).unbind()
     mean = summed / count
-    deviation = math.sqrt(max(0.0, squares / count - mean * mean))
+    deviation = (squares / count - mean * mean).clamp(min=0.0).sqrt()
     return ((advantages - mean) / (deviation + 1e-8)).float()
 
 

@@ -35,13 +35,13 @@ class Learners:
         self._barrier = threading.Barrier(number, timeout=20)
         self._parts: list[NDArray] = [np.empty(0)] * number
 
-    def run(self, work: Callable[[int, Callable[[NDArray], NDArray]], None]) -> None:
+    def run(self, work: Callable[[int, Callable[[Tensor], Tensor]], None]) -> None:
         """`work(learner, total)` for all learners at once."""
         failures: list[BaseException] = []
 
         def learner(number: int) -> None:
             try:
-                work(number, lambda sums: self._total(number, sums))
+                work(number, lambda sums: torch.from_numpy(self._total(number, sums.numpy())))
             except BaseException as failure:
                 failures.append(failure)
                 self._barrier.abort()
@@ -63,8 +63,8 @@ class Learners:
         return total
 
 
-def alone(sums: Any) -> Any:
-    """The total of one learner, as an array or as a tensor."""
+def alone(sums: Tensor) -> Tensor:
+    """The total of one learner."""
     return sums
 
 
@@ -72,10 +72,10 @@ def merged(batches: Sequence[NDArray], shares: Sequence[NDArray], number: int) -
     """The moments of all learners after batches [M, N], of which rows go to the learners that the shares [M] name."""
     moments = [RunningMoments(batches[0].shape[1]) for _ in range(number)]
 
-    def work(learner: int, total: Callable[[NDArray], NDArray]) -> None:
+    def work(learner: int, total: Callable[[Tensor], Tensor]) -> None:
         for batch, share in zip(batches, shares, strict=True):
             rows = torch.from_numpy(batch[share == learner])
-            moments[learner].add(rows, lambda sums: torch.from_numpy(total(sums.numpy())))
+            moments[learner].add(rows, total)
 
     Learners(number).run(work)
     return moments
@@ -216,7 +216,7 @@ def test_observations_of_valid_rows_shift_and_scale_what_networks_see(shape: tup
         batch[-1] = 1e9
     policies = [policy, policy_of(space, normalise_observations=True, frame_stack=frame_stack)]
 
-    def work(learner: int, total: Callable[[NDArray], NDArray]) -> None:
+    def work(learner: int, total: Callable[[Tensor], Tensor]) -> None:
         normalisers = Normalisers(config, policies[learner], total)
         for batch in batches[learner::2]:
             normalisers.observe(batch_of(batch, valid))
@@ -236,7 +236,7 @@ def test_a_learner_without_rows_gets_the_others_shift_and_scale() -> None:
     policies = [policy_of(Space("box", (2,), "float32"), normalise_observations=True) for _ in range(2)]
     observation = np.arange(16, dtype=np.float32).reshape(4, 2, 2)
 
-    def work(learner: int, total: Callable[[NDArray], NDArray]) -> None:
+    def work(learner: int, total: Callable[[Tensor], Tensor]) -> None:
         normalisers = Normalisers(A2CConfig(normalise_observations=True), policies[learner], total)
         normalisers.observe(batch_of(observation, np.full((3, 2), learner == 1)))
 

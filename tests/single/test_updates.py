@@ -92,7 +92,7 @@ def test_advantages_are_standardised_over_all_who_share_the_sums(seed: int, othe
     (advantages, valid), (others, others_valid) = parts(seed), parts(other_seed)
     theirs = others[others_valid].astype(np.float64)
     both = np.concatenate([advantages[valid].astype(np.float64), theirs])
-    sums = iter([np.array([len(theirs), theirs.sum(), np.square(theirs).sum()])])
+    sums = iter([torch.tensor([len(theirs), theirs.sum(), np.square(theirs).sum()])])
     got = standardise(torch.from_numpy(advantages), torch.from_numpy(valid), lambda mine: mine + next(sums))
     np.testing.assert_allclose(got.numpy(), (advantages - both.mean()) / (both.std() + 1e-8), rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,10 @@
+"""Where a tensor lies decides how a layer is computed: some arrangements pay on a CPU alone."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether the tensor is a CPU's to compute with."""
+    return tensor.is_cpu
