@@ -41,10 +41,12 @@ class UnrollReceiver(Protocol):
 
     Attributes:
         actor: world rank of the actor.
+        unrolls: over all slots.
         received: unrolls taken so far.
     """
 
     actor: int
+    unrolls: list[Unroll]
 
     @property
     def received(self) -> int: ...
@@ -105,7 +107,7 @@ class _Receiver:
     def __init__(self, actor: int, spec: UnrollSpec, inbox: Inbox) -> None:
         self.actor = actor
         self._inbox = inbox
-        self._unrolls = [Unroll(spec, slot) for slot in inbox.slots]
+        self.unrolls = [Unroll(spec, slot) for slot in inbox.slots]
 
     @property
     def received(self) -> int:
@@ -113,7 +115,7 @@ class _Receiver:
 
     def poll(self) -> Unroll | None:
         slot = self._inbox.poll()
-        return None if slot is None else _checked(self._unrolls[slot], self.actor, self._inbox.received - 1)
+        return None if slot is None else _checked(self.unrolls[slot], self.actor, self._inbox.received - 1)
 
     def release(self) -> None:
         self._inbox.release()

@@ -26,7 +26,7 @@ class FlatParameters:
         if any(parameter.dtype != torch.float32 for parameter in parameters):
             raise ShapeError("all parameters must be float32 to share one vector")
         self.weights = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
-        self.reduced = torch.zeros(len(self) + num_extra)
+        self.reduced = torch.zeros(len(self) + num_extra, device=self.weights.device)
         self.gradient, self.tail = self.reduced[: len(self)], self.reduced[len(self) :]
         self.weights.grad = self.gradient
         weights, gradients = self.split(self.weights.detach()), self.split(self.gradient)

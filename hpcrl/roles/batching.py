@@ -14,7 +14,7 @@ from hpcrl.spaces import Task
 from hpcrl.unroll import NO_MEMORY, Memory, Unroll, UnrollSpec, aligned_zeros
 
 #: Fields whose second axis is the environment; those of a batch that are not, one by one below.
-_STACKED = (
+STACKED = (
     "observation",
     "action",
     "reward",
@@ -34,17 +34,25 @@ class Batcher:
         task: spaces of one environment.
         unroll_length: T.
         memory: what its unrolls remember.
+
+    Attributes:
+        batch: the columns that were stacked last.
+        num_steps: valid steps in it.
     """
 
     def __init__(self, task: Task, unroll_length: int, memory: Memory = NO_MEMORY) -> None:
         self._task, self._unroll_length, self._memory_spec = task, unroll_length, memory
         self._memory = aligned_zeros(0)
         self._shaped: dict[int, dict[str, np.ndarray]] = {}
-        self.batch = self._make_batch([])
+        self.batch, self.num_steps = self._make_batch([]), 0
+
+    def arrived(self, unroll: Unroll) -> None:
+        """An unroll is there whose columns will be stacked: nothing to prepare."""
 
     def stack(self, pieces: Sequence[Piece]) -> None:
         """Copy columns into `batch`, which the next call overwrites."""
         self.batch = self._make_batch(pieces)
+        self.num_steps = int(self.batch.valid.sum())
 
     def _make_batch(self, pieces: Sequence[Piece]) -> Batch:
         stacked = self._arrays(sum(piece.end - piece.first for piece in pieces))
@@ -53,7 +61,7 @@ class Batcher:
         column = 0
         for unroll, first, end in pieces:
             columns = slice(column, column + end - first)
-            for name in _STACKED:
+            for name in STACKED:
                 stacked[name][:, columns] = getattr(unroll, name)[:, first:end]
             core_state[columns] = unroll.core_state[first:end]
             env_index[columns] = np.arange(first, end) + unroll.spec.first_env
@@ -79,7 +87,7 @@ class Batcher:
             self._shaped.clear()
         if num_columns not in self._shaped:
             unroll = Unroll(spec, self._memory[: spec.nbytes])
-            arrays = {name: getattr(unroll, name) for name in (*_STACKED, "core_state")}
+            arrays = {name: getattr(unroll, name) for name in (*STACKED, "core_state")}
             self._shaped[num_columns] = arrays | {"env_index": np.zeros(num_columns, np.int64)}
         return self._shaped[num_columns]
 
@@ -88,7 +96,7 @@ def batch_of(unroll: Unroll) -> Batch:
     """One whole unroll as a batch: views of its memory, no copies."""
     finals = unroll.num_finals
     return Batch(
-        **{name: torch.from_numpy(getattr(unroll, name)) for name in (*_STACKED, "core_state")},
+        **{name: torch.from_numpy(getattr(unroll, name)) for name in (*STACKED, "core_state")},
         env_index=torch.arange(unroll.spec.num_envs) + unroll.spec.first_env,
         final_observation=torch.from_numpy(unroll.final_observation[:finals]),
         final_index=torch.from_numpy(unroll.final_index[:finals]),

@@ -24,14 +24,14 @@ class HostedReceiver:
     ) -> None:
         self.actor = rank
         self._actor, self._policy_version = actor, policy_version
-        self._unrolls = [Unroll(spec) for _ in range(num_slots)]
+        self.unrolls = [Unroll(spec) for _ in range(num_slots)]
         self.received = self._released = 0
 
     def poll(self) -> Unroll | None:
         """Act now, for the next unroll."""
-        if self.received - self._released == len(self._unrolls):
+        if self.received - self._released == len(self.unrolls):
             return None
-        unroll = self._unrolls[self.received % len(self._unrolls)]
+        unroll = self.unrolls[self.received % len(self.unrolls)]
         self._actor.fill(unroll, self._policy_version())
         unroll.set_header(sequence=self.received)
         self.received += 1

@@ -16,6 +16,7 @@ from hpcrl.cluster.transport import UnrollReceiver
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.metrics import EPISODE, RangeReducer
 from hpcrl.roles.batching import Batcher, finished_episodes
+from hpcrl.roles.device_batching import DeviceBatcher
 from hpcrl.roles.inbox import Inbox, Piece
 from hpcrl.roles.schedule import Schedule
 from hpcrl.signals import Requests
@@ -69,7 +70,7 @@ class Intake:
         rank: int,
         receivers: Sequence[UnrollReceiver],
         own_envs: int,
-        batcher: Batcher,
+        batcher: Batcher | DeviceBatcher,
         num_epochs: int,
         requests: Requests,
         waiter: Waiter,
@@ -90,7 +91,8 @@ class Intake:
         self._pause_s = _PAUSES_S[0]
 
     def _note(self, unroll: Unroll) -> None:
-        """Keep what an unroll brings besides its steps."""
+        """Keep what an unroll brings besides its steps, and have these prepared."""
+        self.batcher.arrived(unroll)
         self._episodes.append(finished_episodes(unroll))
         self.unroll_bytes += unroll.spec.nbytes
         cut = unroll.length < unroll.spec.unroll_length
@@ -127,7 +129,7 @@ class Intake:
             self.batcher.stack(pieces)
 
         self.inbox.take(columns, use)
-        return int(self.batcher.batch.valid.sum())
+        return self.batcher.num_steps
 
     def _as_it_comes(self, learner_updates: int, oldest_version: int) -> Agreement:
         """Ask around until all learners together have a batch."""

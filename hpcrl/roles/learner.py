@@ -24,17 +24,26 @@ from hpcrl.cluster.weights import Control, WeightsPublisher
 from hpcrl.config import ActorCriticConfig, ImpalaConfig, PPOConfig
 from hpcrl.metrics import UPDATE_METRICS, Differences, MeanReducer, Range
 from hpcrl.models.flat import FlatParameters
-from hpcrl.models.policy import Policy
 from hpcrl.roles.account import UnrollAccount
 from hpcrl.roles.boundary import Boundary, decide, due_at_start
 from hpcrl.roles.intake import Intake
 from hpcrl.roles.normalising import Normalisers
 from hpcrl.roles.schedule import Schedule
 from hpcrl.roles.updates import coefficients, scale_and_clip, standardise, update_metrics
+from hpcrl.roles.workplace import Workplace
 
 
 class Learner:
     """The loop of a rank that learns, one batch at a time. Collective over `comm` where told.
+
+    Args:
+        config, schedule: of the run.
+        comm: the learners.
+        workplace: where this one computes.
+        own: weights of the rank's own policy, those that are published.
+        intake: where batches come from.
+        publisher: takes weights to the actors.
+        waiter: of the rank.
 
     Attributes:
         policy, flat, optimizer: what is learned; the same on all learners.
@@ -49,17 +58,18 @@ class Learner:
         config: ActorCriticConfig,
         schedule: Schedule,
         comm: Comm,
-        policy: Policy,
-        flat: FlatParameters,
+        workplace: Workplace,
+        own: FlatParameters,
         intake: Intake,
         publisher: WeightsPublisher,
         waiter: Waiter,
     ) -> None:
         self.config, self._schedule, self._comm = config, schedule, comm
-        self.policy, self.flat = policy, flat
-        self.optimizer = make_optimizer(flat.weights, config)
+        self._workplace, self._own = workplace, own
+        self.policy, self.flat = workplace.policy, workplace.flat
+        self.optimizer = make_optimizer(self.flat.weights, config)
         self.intake, self._publisher, self._waiter = intake, publisher, waiter
-        self.normalisers = Normalisers(config, policy, self._total)
+        self.normalisers = Normalisers(config, self.policy, self._total)
         self.env_steps = self.learner_updates = 0
         self._reducer = MeanReducer(UPDATE_METRICS)
         self._unrolls_cut = 0
@@ -70,6 +80,7 @@ class Learner:
 
     def start(self) -> Control:
         """Publish the first weights. Local."""
+        self._workplace.take_over()
         self._steps_decided = self.env_steps
         return self._publish(due_at_start(self.config, self.env_steps))
 
@@ -140,6 +151,7 @@ class Learner:
         loss = loss_function(self.policy, batch, config, entropy_coef, normalise, targets)
         loss.total.backward()
         flat.tail.copy_(loss.statistics)
+        self._workplace.settle()
         sum_gradients(self._comm, flat.reduced, self._waiter)
         self._gradient_bytes += flat.reduced.nbytes if self._comm.size > 1 else 0
         return loss.targets, dict(zip(STATISTICS, flat.tail.tolist(), strict=True))
@@ -169,13 +181,14 @@ class Learner:
     def _check_in_sync(self) -> None:
         every = self.config.check_in_sync_every
         if every and self._comm.size > 1 and self.learner_updates % every == 0:
-            check_in_sync(self._comm, self.flat.weights, self.learner_updates, self._waiter)
+            check_in_sync(self._comm, self.flat.weights.detach().cpu(), self.learner_updates, self._waiter)
 
     def _publish(self, flags: Boundary) -> Control:
         self._waiter.activity.enter(Phase.PUBLISHING)
         self._boundaries += flags is not Boundary.NONE
         control = Control(self._batches, self.learner_updates, int(flags), self.env_steps, self._boundaries)
-        self._publisher.publish(control, self.flat.weights.detach().numpy(), self._waiter)
+        self._workplace.deliver()
+        self._publisher.publish(control, self._own.weights.detach().numpy(), self._waiter)
         self._waiter.activity.enter(Phase.TRANSPORT)
         return control
 

@@ -37,15 +37,15 @@ class Normalisers:
         """The batch with the rewards that the loss sees: scaled, then clipped. Collective over the learners."""
         reward = batch.reward
         if self._returns is not None:
-            self._returns.add(batch.discounted_return[batch.valid][:, None], self._total)
-            reward = reward * self._returns.scale.to(torch.float32)
+            self._returns.add(batch.discounted_return[batch.valid][:, None].cpu(), self._total)
+            reward = reward * self._returns.scale.to(reward.device, torch.float32)
         return clip_rewards(replace(batch, reward=reward), self._clip)
 
     def observe(self, batch: Batch) -> None:
         """Take in the batch's observations, for the weights that come next. Collective over the learners."""
         if self._observations is None:
             return
-        rows = self._policy.inputs.raw_rows(batch.observation[:-1][batch.valid])
+        rows = self._policy.inputs.raw_rows(batch.observation[:-1][batch.valid]).cpu()
         self._observations.add(rows, self._total)
         self._apply(self._observations)
 
@@ -54,8 +54,9 @@ class Normalisers:
         """Write shift and scale to the policy, where they travel with its weights."""
         inputs, repeats = self._policy.inputs, self._policy.num_history + 1
         assert inputs.mean is not None and inputs.scale is not None
-        inputs.mean.copy_(torch.where(inputs.boxes, moments.mean.repeat(repeats).float(), 0.0))
-        inputs.scale.copy_(torch.where(inputs.boxes, moments.scale.repeat(repeats).float(), 1.0))
+        boxes = inputs.boxes.cpu()
+        inputs.mean.copy_(torch.where(boxes, moments.mean.repeat(repeats).float(), 0.0))
+        inputs.scale.copy_(torch.where(boxes, moments.scale.repeat(repeats).float(), 1.0))
 
     def state(self) -> dict[str, NDArray]:
         """`NAME/...` arrays float64 for a checkpoint."""

@@ -35,7 +35,8 @@ def optimizer_arrays(flat: FlatParameters, state: Mapping[str, Tensor]) -> Array
     arrays: Arrays = {}
     for key, value in state.items():
         if value.dim():
-            arrays |= {f"optimizer/{key}/{name}": piece.numpy().copy() for name, piece in flat.split(value).items()}
+            pieces = flat.split(value.cpu()).items()
+            arrays |= {f"optimizer/{key}/{name}": piece.numpy().copy() for name, piece in pieces}
         else:
             arrays[f"optimizer/{key}"] = value.numpy().copy().reshape(1)
     return arrays

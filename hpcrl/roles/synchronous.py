@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from numpy.typing import NDArray
@@ -15,10 +15,12 @@ from hpcrl.cluster.ranks import Ranks
 from hpcrl.cluster.transport import UnrollReceiver
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.config import ActorCriticConfig, ImpalaConfig
+from hpcrl.devices.accelerator import Accelerator
 from hpcrl.envs.tasks import Group
 from hpcrl.models.acting import ActingNetwork
 from hpcrl.roles.actor import Actor, ActorRank
 from hpcrl.roles.batching import Batcher
+from hpcrl.roles.device_batching import DeviceBatcher
 from hpcrl.roles.hosting import HostedReceiver
 from hpcrl.roles.inference import AnsweringService, Inference, LearnerInference, OwnInference
 from hpcrl.roles.intake import Intake
@@ -26,6 +28,7 @@ from hpcrl.roles.learner import Learner
 from hpcrl.roles.schedule import make_schedule
 from hpcrl.roles.snapshot import load_optimizer
 from hpcrl.roles.station import Station
+from hpcrl.roles.workplace import OnAccelerator, OnHost, Workplace
 from hpcrl.signals import Requests
 from hpcrl.spaces import Task
 
@@ -33,11 +36,24 @@ from hpcrl.spaces import Task
 class SynchronousStation(Station):
     """The parts of one rank. Collective over the world to make.
 
+    Args:
+        config, task, ranks, requests, waiter: of the rank.
+        accelerator: what it learns on; None: the CPU.
+
     Attributes:
         learner: learns, on ranks that do; the loop of the rank then, which hosts its actor where it has one.
     """
 
-    def __init__(self, config: ActorCriticConfig, task: Task, ranks: Ranks, requests: Requests, waiter: Waiter) -> None:
+    def __init__(
+        self,
+        config: ActorCriticConfig,
+        task: Task,
+        ranks: Ranks,
+        requests: Requests,
+        waiter: Waiter,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self._accelerator = accelerator
         super().__init__(config, task, ranks, requests, waiter, num_extra=len(STATISTICS) if ranks.is_learner else 0)
         self._central = isinstance(config, ImpalaConfig) and config.inference == "learner"
         self._schedule = make_schedule(config, hosted=ranks.layout.is_colocated)
@@ -98,13 +114,15 @@ class SynchronousStation(Station):
         blocks = self._ranks.layout.env_blocks
         # An actor without environments sends nothing.
         fed_by = [actor for actor in self._ranks.layout.actors_of(self._ranks.rank) if blocks[actor]]
+        receivers = [self._make_receiver(actor) for actor in fed_by]
+        workplace = self._make_workplace(receivers)
         intake = Intake(
             self._schedule,
             self._ranks.learners,
             self._ranks.rank,
-            [self._make_receiver(actor) for actor in fed_by],
+            receivers,
             sum(len(blocks[actor]) for actor in fed_by),
-            Batcher(self._task, self._config.unroll_length, self.memory),
+            workplace.batcher,
             self._config.num_epochs,
             self._requests,
             self._waiter,
@@ -117,12 +135,20 @@ class SynchronousStation(Station):
             self._config,
             self._schedule,
             self._ranks.learners,
-            self.policy,
+            workplace,
             self.flat,
             intake,
             self._links.publisher(),
             self._waiter,
         )
+
+    def _make_workplace(self, receivers: Sequence[UnrollReceiver]) -> Workplace:
+        unroll_length = self._config.unroll_length
+        if self._accelerator is None:
+            return OnHost(self.policy, self.flat, Batcher(self._task, unroll_length, self.memory))
+        self._accelerator.pin(unroll.buffer for receiver in receivers for unroll in receiver.unrolls)
+        batcher = DeviceBatcher(self._task, unroll_length, self._accelerator, self._waiter, self.memory)
+        return OnAccelerator(self._config, self._task, self.flat, batcher, self._accelerator, self._waiter)
 
     def _make_receiver(self, actor: int) -> UnrollReceiver:
         if actor != self._ranks.rank:
@@ -156,4 +182,6 @@ class SynchronousStation(Station):
             self.learner.restore(env_steps, learner_updates, updates, normalisers)
 
     def _close_links(self) -> None:
+        if self._accelerator is not None:
+            self._accelerator.close()
         self._links.close()

@@ -19,6 +19,7 @@ from hpcrl.cluster.pushes import PushSender
 from hpcrl.cluster.shards import ShardedWeights
 from hpcrl.cluster.weights import Control, WeightsPublisher
 from hpcrl.config import A2CConfig, A3CConfig, ActorCriticConfig
+from hpcrl.devices.accelerator import Accelerator
 from hpcrl.envs.factory import describe_task
 from hpcrl.envs.world import worlds_of
 from hpcrl.errors import RankError
@@ -50,7 +51,7 @@ class Alone:
         return Request()
 
 
-def station_of(config: ActorCriticConfig, requests: Requests) -> Station:
+def station_of(config: ActorCriticConfig, requests: Requests, accelerator: Accelerator | None = None) -> Station:
     """All parts of a run of one rank."""
     is_a3c = isinstance(config, A3CConfig)
     plan = plan_workers if is_a3c else plan_layout
@@ -69,9 +70,9 @@ def station_of(config: ActorCriticConfig, requests: Requests) -> Station:
         layout=plan(["here"], "auto", "split", config.num_envs),
         far_cells=lambda: [],
     )
-    make = AsynchronousStation if is_a3c else SynchronousStation
     task = describe_task(worlds_of(config)[0])
-    return make(cast(Any, config), task, cast(Any, ranks), requests, cast(Any, ServingWaiter()))
+    parts = (cast(Any, config), task, cast(Any, ranks), requests, cast(Any, ServingWaiter()))
+    return AsynchronousStation(*parts) if is_a3c else SynchronousStation(*parts, accelerator)
 
 
 class Meeting(NamedTuple):

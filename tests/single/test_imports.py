@@ -20,7 +20,7 @@ GROUND = frozenset(
 #: From the ground up; the rooms of one floor may not use each other, but on the ground.
 FLOORS = (
     GROUND,
-    {"envs", "models"},
+    {"envs", "models", "devices"},
     {"cluster", "slurm", "storage"},
     {"algorithms"},
     {"roles", "doctor"},

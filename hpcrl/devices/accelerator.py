@@ -1,0 +1,177 @@
+"""An accelerator's memory, and the queues of copies and kernels that it works through while the host goes on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hpcrl.errors import ConfigError
+
+#: CUDA's answer where memory is registered already.
+_ALREADY_REGISTERED = 712
+
+
+class Mark(Protocol):
+    """A place in a queue."""
+
+    def is_passed(self) -> bool:
+        """Whether all that was queued before it is done. Local."""
+
+
+class Queue(ABC):
+    """Work that an accelerator does in order. Nothing here waits for it."""
+
+    @abstractmethod
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Queue a copy; host memory must be pinned, and stay as it is until a later mark is passed."""
+
+    @abstractmethod
+    def mark(self) -> Mark:
+        """A place behind all that is queued so far."""
+
+    @abstractmethod
+    def wait_for(self, mark: Mark) -> None:
+        """Let all that is queued later begin only once `mark`, of any queue of the accelerator, is passed."""
+
+
+class Accelerator(ABC):
+    """What one learner computes on.
+
+    Attributes:
+        device: of its tensors.
+        compute: the queue of all that torch does with them.
+        copies: a queue beside it.
+    """
+
+    device: torch.device
+    compute: Queue
+    copies: Queue
+
+    @abstractmethod
+    def pin(self, memories: Iterable[NDArray[np.uint8]]) -> None:
+        """Keep host memory where it is until `close`, so that queues may copy from and to it."""
+
+    @abstractmethod
+    def pinned(self, like: Tensor) -> Tensor:
+        """Host memory of the shape and dtype of `like`, pinned."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of all pinned memory. What is queued must be done."""
+
+
+class _Done:
+    def is_passed(self) -> bool:
+        return True
+
+
+class _Immediate(Queue):
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        target.copy_(source)
+
+    def mark(self) -> Mark:
+        return _Done()
+
+    def wait_for(self, mark: Mark) -> None:
+        """Nothing is ever left to wait for."""
+
+
+class HostAccelerator(Accelerator):
+    """The CPU in the place of an accelerator, with memory of its own: for rehearsals without one."""
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self.compute = self.copies = _Immediate()
+
+    def pin(self, memories: Iterable[NDArray[np.uint8]]) -> None:
+        """Nothing to do."""
+
+    def pinned(self, like: Tensor) -> Tensor:
+        return torch.zeros_like(like, device="cpu")
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class _Event:
+    def __init__(self, stream: Any) -> None:
+        self.event = torch.cuda.Event()
+        self.event.record(stream)
+
+    def is_passed(self) -> bool:
+        return self.event.query()
+
+
+class _Stream(Queue):
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        with torch.cuda.stream(self._stream):
+            target.copy_(source, non_blocking=True)
+
+    def mark(self) -> Mark:
+        return _Event(self._stream)
+
+    def wait_for(self, mark: Mark) -> None:
+        assert isinstance(mark, _Event), "the mark is of another kind of accelerator"
+        self._stream.wait_event(mark.event)
+
+
+class CudaAccelerator(Accelerator):
+    """A CUDA device, made the current one of this process.
+
+    Args:
+        index: its number among those that this process sees.
+
+    Raises:
+        ConfigError: torch can't use it.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.device = torch.device("cuda", index)
+        try:
+            torch.cuda.set_device(self.device)
+            self.compute = _Stream(torch.cuda.current_stream(self.device))
+            self.copies = _Stream(torch.cuda.Stream(self.device))
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"torch {torch.__version__} can't use CUDA device {index}: {error}") from error
+        self._registered: list[int] = []
+
+    def pin(self, memories: Iterable[NDArray[np.uint8]]) -> None:
+        runtime = torch.cuda.cudart()
+        for start, end in ranges(memories):
+            status = int(runtime.cudaHostRegister(start, end - start, 0))
+            # What can't be pinned is copied all the same, though the host waits for that.
+            if status == 0:
+                self._registered.append(start)
+            elif status != _ALREADY_REGISTERED:
+                runtime.cudaGetLastError()
+
+    def pinned(self, like: Tensor) -> Tensor:
+        return torch.zeros(like.shape, dtype=like.dtype, pin_memory=True)
+
+    def close(self) -> None:
+        torch.cuda.synchronize(self.device)
+        runtime = torch.cuda.cudart()
+        while self._registered:
+            runtime.cudaHostUnregister(self._registered.pop())
+
+
+def ranges(memories: Iterable[NDArray[np.uint8]], page_bytes: int = 4096) -> list[tuple[int, int]]:
+    """Addresses [start, end) of whole pages that hold these memories, each page once, ascending."""
+    pieces = sorted((memory.ctypes.data, memory.ctypes.data + memory.nbytes) for memory in memories if memory.nbytes)
+    joined: list[tuple[int, int]] = []
+    for start, end in pieces:
+        start, end = start // page_bytes * page_bytes, -(-end // page_bytes) * page_bytes
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return joined

@@ -1,0 +1,105 @@
+"""Where a learner computes: on the rank's own policy, or on a copy of it in the memory of an accelerator."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from hpcrl.algorithms.loss import STATISTICS
+from hpcrl.cluster.waiting import Waiter
+from hpcrl.config import TrainConfig
+from hpcrl.devices.accelerator import Accelerator
+from hpcrl.models.flat import FlatParameters
+from hpcrl.models.policy import Policy
+from hpcrl.roles.batching import Batcher
+from hpcrl.roles.device_batching import DeviceBatcher
+from hpcrl.spaces import Task
+
+
+class Workplace(ABC):
+    """What a learner works on.
+
+    Attributes:
+        policy, flat: that it learns.
+        batcher: makes its batches, where the policy is.
+    """
+
+    policy: Policy
+    flat: FlatParameters
+    batcher: Batcher | DeviceBatcher
+
+    @abstractmethod
+    def take_over(self) -> None:
+        """Begin with the rank's own weights. Local."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Wait, politely, until all that was begun is done. Local."""
+
+    @abstractmethod
+    def deliver(self) -> None:
+        """Give the rank's own policy the weights as they are now. Local."""
+
+
+class OnHost(Workplace):
+    """The rank's own policy.
+
+    Args:
+        policy, flat: of the rank.
+        batcher: of its batches.
+    """
+
+    def __init__(self, policy: Policy, flat: FlatParameters, batcher: Batcher) -> None:
+        self.policy, self.flat, self.batcher = policy, flat, batcher
+
+    def take_over(self) -> None:
+        """They are the same."""
+
+    def settle(self) -> None:
+        """The host does one thing after the other."""
+
+    def deliver(self) -> None:
+        """They are the same."""
+
+
+class OnAccelerator(Workplace):
+    """A copy of the rank's policy, whose weights go back to it after every batch.
+
+    Args:
+        config, task: of the run.
+        own: the rank's own weights.
+        batcher: of its batches, on the accelerator.
+        accelerator: where the copy is.
+        waiter: of the rank.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: Task,
+        own: FlatParameters,
+        batcher: DeviceBatcher,
+        accelerator: Accelerator,
+        waiter: Waiter,
+    ) -> None:
+        self._own, self._accelerator, self._waiter = own, accelerator, waiter
+        with accelerator.device:
+            self.policy = Policy(task, config)
+        self.flat = FlatParameters(self.policy, len(STATISTICS))
+        self.batcher = batcher
+        self._landing = accelerator.pinned(own.weights.detach())
+
+    @torch.no_grad()
+    def take_over(self) -> None:
+        self.flat.weights.copy_(self._own.weights)
+
+    def settle(self) -> None:
+        self._waiter.until(self._accelerator.compute.mark().is_passed)
+
+    def deliver(self) -> None:
+        accelerator = self._accelerator
+        accelerator.copies.wait_for(accelerator.compute.mark())
+        accelerator.copies.copy(self.flat.weights.detach(), self._landing)
+        self._waiter.until(accelerator.copies.mark().is_passed)
+        self._own.weights.detach().copy_(self._landing)
