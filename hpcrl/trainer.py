@@ -7,7 +7,6 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -18,7 +17,6 @@ from hpcrl.cluster.affinity import Affinity, settle_cores
 from hpcrl.cluster.collectives import broadcast, gather, on_root
 from hpcrl.cluster.failures import end_job, ending_the_job
 from hpcrl.cluster.heartbeats import Heartbeats
-from hpcrl.cluster.layout import plan_layout, plan_workers
 from hpcrl.cluster.library import library
 from hpcrl.cluster.mpi import Comm, check_world, self_test, world
 from hpcrl.cluster.ranks import Ranks, split_nodes
@@ -34,6 +32,7 @@ from hpcrl.metrics import Row
 from hpcrl.roles.account import Account
 from hpcrl.roles.asynchronous import AsynchronousStation
 from hpcrl.roles.boundary import Boundary, iteration_of
+from hpcrl.roles.computing import make_accelerator, plan
 from hpcrl.roles.playable import require_playable
 from hpcrl.roles.recorder import Recorder, run_facts
 from hpcrl.roles.reporting import Reporter
@@ -102,10 +101,8 @@ class Trainer:
 
         node, nodes = split_nodes(comm)
         settings = self.config
-        planner = plan_workers if isinstance(settings, A3CConfig) else plan_layout
-        sizes = (settings.num_envs, settings.learner_ranks, len(settings.env_ids))
-        plan = partial(planner, nodes, settings.learners, settings.placement, *sizes)
-        self._ranks = Ranks(comm, on_root(comm, plan, self._waiter), node)
+        self._plan = plan(settings, self._task, comm, nodes, self._waiter)
+        self._ranks = Ranks(comm, self._plan.layout, node)
         # Before there are models, whose memory lies near the core that first writes it.
         self._affinity = settle_cores(self._ranks, settings.pin_cores, settings.learner_cores, os.environ, self._waiter)
         self._heartbeats = Heartbeats(self._ranks, self._activity, settings.hang_timeout)
@@ -117,7 +114,8 @@ class Trainer:
         if isinstance(settings, A3CConfig):
             self._station = AsynchronousStation(settings, *parts)
         else:
-            self._station = SynchronousStation(settings, *parts)
+            accelerator = make_accelerator(self._plan.devices.get(comm.rank))
+            self._station = SynchronousStation(settings, *parts, accelerator)
         self._begin(checkpoint)
 
         self.stopped: str | None = None
@@ -165,7 +163,7 @@ class Trainer:
         if self._directory is not None:
             self._recorder = Recorder(self._directory, self.config, checkpoint)
             num_cpus = len(self._affinity.started_with)
-            facts = run_facts(self.config, self._task, ranks.layout, hosts, num_cpus)
+            facts = run_facts(self.config, self._task, self._plan, hosts, num_cpus)
             record_resume(self._directory, facts, checkpoint, sum(parts, Restored()))
         self._reporter = Reporter(ranks, station, self._waiter, self._activity, self._recorder)
         self._saver = Saver(self.config, ranks, station, self._waiter, self._reporter, self._recorder)
@@ -274,12 +272,14 @@ class Trainer:
     @property
     def layout_description(self) -> str:
         """Who does what, one line. Local."""
-        return self._ranks.layout.describe()
+        return self._plan.layout.describe()
 
     @property
     def notes(self) -> list[str]:
         """What a person should know before the first step, one line each. Local."""
         notes = [f"MPI: {library()}"]
+        if (learning := self._plan.describe()) is not None:
+            notes.append(learning)
         if not self._task.layout_invariant:
             notes.append("layout_invariant: false; another number of ranks gives another run (--vector sync does not)")
         if isinstance(self.config, ImpalaConfig) and self._ranks.layout.is_colocated and not self.config.in_lockstep:

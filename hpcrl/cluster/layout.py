@@ -66,19 +66,22 @@ def plan_layout(
     num_envs: int,
     learner_ranks: Literal["spread", "first"] = "spread",
     num_tasks: int = 1,
+    with_gpus: Sequence[int] = (),
 ) -> Layout:
     """Deal out roles and environments.
 
     Args:
         nodes: what tells each rank's node, in rank order (a host name).
-        learners: how many; "auto" is one on every node that has ranks left to act, at least one.
+        learners: how many; "auto" is `with_gpus`, or one on every node that has ranks left to act, at least one.
         placement: see `hpcrl.config.TrainConfig`.
         num_envs: environments in total.
         learner_ranks: learners are spread over the nodes, or the lowest ranks.
         num_tasks: tasks of the run; where that divides the number of actors, each actor has environments of one.
+        with_gpus: ranks that can have a GPU each.
 
     Raises:
-        ConfigError: a split without an actor for every learner, or more learners than ranks.
+        ConfigError: a split without an actor for every learner, more learners than ranks, or a rank 0 without a GPU
+            where others have one.
     """
     node_of = _number(nodes)
     size = len(node_of)
@@ -90,15 +93,15 @@ def plan_layout(
         everyone = tuple(range(size))
         blocks = _deal(everyone, num_envs, num_tasks)
         return Layout(node_of, everyone, everyone, {rank: rank for rank in everyone}, blocks)
+    if learners == "auto" and with_gpus:
+        return _plan_for_gpus(node_of, tuple(sorted(with_gpus)), num_envs, num_tasks)
     wanted = _auto_learners(node_of) if learners == "auto" else learners
     if 2 * wanted > size:
         raise ConfigError(
             f"--learners {wanted} needs an actor for each, so at least {2 * wanted} ranks, got {size} "
             "(or --placement colocated)"
         )
-    chosen = _choose(node_of, wanted, learner_ranks)
-    actors = tuple(rank for rank in range(size) if rank not in chosen)
-    return Layout(node_of, chosen, actors, _assign(node_of, chosen, actors), _deal(actors, num_envs, num_tasks))
+    return _split(node_of, _choose(node_of, wanted, learner_ranks), num_envs, num_tasks)
 
 
 def plan_workers(
@@ -133,6 +136,27 @@ def plan_workers(
     workers = tuple(rank for rank in range(size) if colocated or rank not in chosen)
     learner_of = dict.fromkeys(workers, 0)
     return Layout(node_of, chosen, workers, learner_of, _deal(workers, num_envs, num_tasks), is_asynchronous=True)
+
+
+def _plan_for_gpus(node_of: tuple[int, ...], learners: tuple[int, ...], num_envs: int, num_tasks: int) -> Layout:
+    """Learners and actors where each of `learners` has a GPU."""
+    if learners[0] != 0:
+        raise ConfigError(
+            f"rank 0, which always learns, sees no GPU, but rank {learners[0]} does; start the ranks with GPUs first, "
+            "or type --device cpu"
+        )
+    if 2 * len(learners) > len(node_of):
+        raise ConfigError(
+            f"{len(learners)} of {len(node_of)} ranks can have a GPU each, and a learner needs an actor; start at "
+            f"least {2 * len(learners)} ranks, or type --learners {len(node_of) // 2} or --placement colocated"
+        )
+    return _split(node_of, learners, num_envs, num_tasks)
+
+
+def _split(node_of: tuple[int, ...], learners: tuple[int, ...], num_envs: int, num_tasks: int) -> Layout:
+    """All ranks that do not learn act."""
+    actors = tuple(rank for rank in range(len(node_of)) if rank not in learners)
+    return Layout(node_of, learners, actors, _assign(node_of, learners, actors), _deal(actors, num_envs, num_tasks))
 
 
 def _number(nodes: Sequence[object]) -> tuple[int, ...]:

@@ -112,7 +112,17 @@ class TrainConfig:
     # Layout
 
     ranks: int | None = option(None, "MPI ranks: started if there are none yet, else checked.", "layout")
-    learners: Literal["auto"] | int = option("auto", "Learner ranks; auto: one per node that has actors too.", "layout")
+    learners: Literal["auto"] | int = option(
+        "auto",
+        "Learner ranks; auto: one for every GPU of a node, or one per node that has actors too.",
+        "layout",
+    )
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto",
+        "What learners compute on. auto: a GPU each, where they see one and the policy has 100,000 weights or more.",
+        "layout",
+    )
+    share_gpus: bool = option(False, "Learners share GPUs where there are fewer.", "layout")
     learner_ranks: Literal["spread", "first"] = option(
         "spread",
         "Which ranks learn. spread: over the nodes; first: the lowest, which are the first component of a "
@@ -173,6 +183,7 @@ class TrainConfig:
         self._check_run()
         self._check_evaluation()
         self._check_layout()
+        self._check_device()
         self._check_model()
         self._check_optimizer()
 
@@ -215,6 +226,9 @@ class TrainConfig:
         self._require_range(COUNT, "learner_cores")
         self._require_range(COUNT.or_none(), "ranks")
         self._require("learners", self.learners == "auto" or self.learners >= 1, "auto or a whole number of at least 1")
+
+    def _check_device(self) -> None:
+        self._require("share_gpus", not (self.share_gpus and self.device == "cpu"), "false with --device cpu")
 
     def _check_model(self) -> None:
         self._require_range(COUNT, "core_size")

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpcrl.cluster.layout import Layout
 from hpcrl.cluster.library import library
 from hpcrl.config import TrainConfig, to_json
 from hpcrl.envs.tasks import divide
 from hpcrl.errors import CheckpointError
 from hpcrl.metrics import CsvFile, EpisodeReducer, Row, TensorBoardFile, columns_of, cut_csv
 from hpcrl.noise import Purpose, seeds
+from hpcrl.roles.computing import Plan
 from hpcrl.spaces import Task
 from hpcrl.storage.checkpoints import Checkpoint, CheckpointStore
 from hpcrl.storage.run_directory import RunDirectory
@@ -141,12 +141,13 @@ class Recorder:
         self.directory.close()
 
 
-def run_facts(config: TrainConfig, task: Task, layout: Layout, hosts: list[str], num_cpus: int) -> dict[str, Any]:
+def run_facts(config: TrainConfig, task: Task, plan: Plan, hosts: list[str], num_cpus: int) -> dict[str, Any]:
     """What `config.json` says of a run: configuration, versions, machine and layout; never environment variables.
 
     Args:
         num_cpus: that rank 0 was started with; what it keeps to says nothing of the machine.
     """
+    layout = plan.layout
     return {
         "config": to_json(config),
         "layout_invariant": task.layout_invariant,
@@ -166,6 +167,7 @@ def run_facts(config: TrainConfig, task: Task, layout: Layout, hosts: list[str],
             "cpu": _cpu_model(),
             "cores": num_cpus,
             "threads": torch.get_num_threads(),
+            "gpus": {str(rank): device.name for rank, device in plan.devices.items() if device is not None},
         },
         "git_commit": _git_commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
