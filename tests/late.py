@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -40,6 +41,12 @@ class LateQueue(Queue):
     def mark(self) -> Mark:
         return LateMark(self, len(self._work), int(self._rng.integers(1, 5)))
 
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        # torch's own work is done when it is told to, so all before it must be.
+        self.work_to(len(self._work))
+        yield
+
     def wait_for(self, mark: Mark) -> None:
         assert isinstance(mark, LateMark)
         self._work.append(mark)
@@ -70,14 +77,18 @@ class LateAccelerator(Accelerator):
         self.device = torch.device("cpu")
         self.compute: Queue = Computing(rng)
         self.copies: Queue = LateQueue(rng)
+        self._rng = rng
         self.num_pinned = 0
         self.is_closed = False
+
+    def new_queue(self) -> Queue:
+        return LateQueue(self._rng)
 
     def pin(self, memories: Iterable[NDArray[np.uint8]]) -> None:
         self.num_pinned += sum(1 for _ in memories)
 
     def pinned(self, like: Tensor) -> Tensor:
-        return torch.full_like(like, torch.nan)
+        return torch.full_like(like, 77)
 
     def close(self) -> None:
         self.is_closed = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +37,10 @@ class Queue(ABC):
         """A place behind all that is queued so far."""
 
     @abstractmethod
+    def active(self) -> AbstractContextManager[object]:
+        """What torch is told inside is queued here."""
+
+    @abstractmethod
     def wait_for(self, mark: Mark) -> None:
         """Let all that is queued later begin only once `mark`, of any queue of the accelerator, is passed."""
 
@@ -52,6 +57,10 @@ class Accelerator(ABC):
     device: torch.device
     compute: Queue
     copies: Queue
+
+    @abstractmethod
+    def new_queue(self) -> Queue:
+        """One more queue beside the others; what it does comes before what `compute` does where both could begin."""
 
     @abstractmethod
     def pin(self, memories: Iterable[NDArray[np.uint8]]) -> None:
@@ -78,6 +87,9 @@ class _Immediate(Queue):
     def mark(self) -> Mark:
         return _Done()
 
+    def active(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
     def wait_for(self, mark: Mark) -> None:
         """Nothing is ever left to wait for."""
 
@@ -88,6 +100,9 @@ class HostAccelerator(Accelerator):
     def __init__(self) -> None:
         self.device = torch.device("cpu")
         self.compute = self.copies = _Immediate()
+
+    def new_queue(self) -> Queue:
+        return _Immediate()
 
     def pin(self, memories: Iterable[NDArray[np.uint8]]) -> None:
         """Nothing to do."""
@@ -119,6 +134,9 @@ class _Stream(Queue):
     def mark(self) -> Mark:
         return _Event(self._stream)
 
+    def active(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._stream)
+
     def wait_for(self, mark: Mark) -> None:
         assert isinstance(mark, _Event), "the mark is of another kind of accelerator"
         self._stream.wait_event(mark.event)
@@ -143,6 +161,9 @@ class CudaAccelerator(Accelerator):
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"torch {torch.__version__} can't use CUDA device {index}: {error}") from error
         self._registered: list[int] = []
+
+    def new_queue(self) -> Queue:
+        return _Stream(torch.cuda.Stream(self.device, priority=-1))
 
     def pin(self, memories: Iterable[NDArray[np.uint8]]) -> None:
         runtime = torch.cuda.cudart()

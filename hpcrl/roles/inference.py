@@ -123,14 +123,7 @@ class AnsweringService:
             state = np.concatenate([channel.state for channel in asking])
             with torch.inference_mode():
                 parameters, next_state = self._network.step(torch.from_numpy(observation), torch.from_numpy(state))
-            first = 0
-            for channel in asking:
-                count = len(channel.observation)
-                channel.parameters[:] = parameters[first : first + count].numpy()
-                channel.next_state[:] = next_state[first : first + count].numpy()
-                channel.version[0] = self._version
-                channel.reply()
-                first += count
+            reply(asking, parameters, next_state, self._version)
         self._waiter.activity.beat()
         return True
 
@@ -138,3 +131,21 @@ class AnsweringService:
         if (version := self._policy_version()) != self._version:
             self._network.refresh()
             self._version = version
+
+
+def reply(channels: Sequence[AnswerChannel], parameters: Tensor, state: Tensor, version: int) -> None:
+    """Give their answers to channels, whose environments lie one after the other. Local.
+
+    Args:
+        channels: that asked.
+        parameters, state: float32 [b, P] and [b, S] of all of them.
+        version: of the weights.
+    """
+    first = 0
+    for channel in channels:
+        end = first + len(channel.observation)
+        channel.parameters[:] = parameters[first:end].numpy()
+        channel.next_state[:] = state[first:end].numpy()
+        channel.version[0] = version
+        channel.reply()
+        first = end

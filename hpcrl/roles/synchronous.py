@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcrl.algorithms.loss import STATISTICS
-from hpcrl.cluster.inference import QuestionSpec, group_sizes
+from hpcrl.cluster.inference import AnswerChannel, QuestionSpec, group_sizes
 from hpcrl.cluster.links import Links, LinkSizes
 from hpcrl.cluster.ranks import Ranks
 from hpcrl.cluster.transport import UnrollReceiver
@@ -18,9 +18,11 @@ from hpcrl.config import ActorCriticConfig, ImpalaConfig
 from hpcrl.devices.accelerator import Accelerator
 from hpcrl.envs.tasks import Group
 from hpcrl.models.acting import ActingNetwork
+from hpcrl.models.policy import Policy
 from hpcrl.roles.actor import Actor, ActorRank
 from hpcrl.roles.batching import Batcher
 from hpcrl.roles.device_batching import DeviceBatcher
+from hpcrl.roles.device_inference import DeviceAnsweringService, DeviceNetwork
 from hpcrl.roles.hosting import HostedReceiver
 from hpcrl.roles.inference import AnsweringService, Inference, LearnerInference, OwnInference
 from hpcrl.roles.intake import Intake
@@ -129,8 +131,7 @@ class SynchronousStation(Station):
         )
         if self._central:
             channels = [channel for actor in fed_by for channel in self._links.answers(actor)]
-            service = AnsweringService(ActingNetwork(self.policy), channels, self._version, self._waiter)
-            self._waiter.chores.append(service.serve)
+            self._waiter.chores.append(self._make_service(channels, workplace).serve)
         return Learner(
             self._config,
             self._schedule,
@@ -149,6 +150,19 @@ class SynchronousStation(Station):
         self._accelerator.pin(unroll.buffer for receiver in receivers for unroll in receiver.unrolls)
         batcher = DeviceBatcher(self._task, unroll_length, self._accelerator, self._waiter, self.memory)
         return OnAccelerator(self._config, self._task, self.flat, batcher, self._accelerator, self._waiter)
+
+    def _make_service(
+        self, channels: Sequence[AnswerChannel], workplace: Workplace
+    ) -> AnsweringService | DeviceAnsweringService:
+        accelerator = self._accelerator
+        if accelerator is None:
+            return AnsweringService(ActingNetwork(self.policy), channels, self._version, self._waiter)
+        with accelerator.device:
+            policy = Policy(self._task, self._config)
+        num_envs = sum(len(channel.observation) for channel in channels)
+        num_parameters = max((channel.parameters.shape[-1] for channel in channels), default=0)
+        network = DeviceNetwork(policy, workplace.flat, accelerator, num_envs, num_parameters)
+        return DeviceAnsweringService(network, channels, self._version, self._waiter)
 
     def _make_receiver(self, actor: int) -> UnrollReceiver:
         if actor != self._ranks.rank:
