@@ -31,6 +31,9 @@ UPDATE_METRICS = (
     "train/learning_rate",
 )
 
+#: What learners do for an update, on whatever they compute on.
+UPDATE_PARTS = ("copy", "forward", "backward", "reduce", "step")
+
 COLUMNS = (
     "iteration",
     "env_steps",
@@ -48,6 +51,7 @@ COLUMNS = (
     "time/learner_inference_s",
     "time/learner_transport_s",
     "time/learner_waiting_s",
+    *(f"time/update_{part}_s" for part in UPDATE_PARTS),
     "rollout/episodes",
     "rollout/episode_return_mean",
     "rollout/return_last_100",
@@ -60,6 +64,8 @@ COLUMNS = (
     "comm/gradient_bytes",
     "comm/unroll_bytes",
     "comm/weights_bytes",
+    "comm/upload_bytes",
+    *(f"gpu/{what}_{how}" for what in ("busy_percent", "used_bytes") for how in ("min", "mean", "max")),
     "lag/min",
     "lag/mean",
     "lag/max",
@@ -222,14 +228,16 @@ Range = tuple[float, float, float, float]
 
 
 class RangeReducer:
-    """Range and mean of whole numbers since the last report."""
+    """Range and mean of numbers since the last report."""
 
     _NOTHING = (0, 0, math.inf, -math.inf)
 
     def __init__(self) -> None:
-        self._count, self._sum, self._least, self._most = self._NOTHING
+        self._count: float = 0
+        self._sum: float = 0
+        _, _, self._least, self._most = self._NOTHING
 
-    def add(self, number: int, count: int = 1) -> None:
+    def add(self, number: float, count: int = 1) -> None:
         """`count` times a number."""
         self._count += count
         self._sum += number * count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcrl.devices.accelerator import Accelerator, Mark, Queue
+from hpcrl.devices.nvml import Usage
+from hpcrl.devices.stopwatch import HostStamp
 
 
 class LateMark:
@@ -40,6 +43,9 @@ class LateQueue(Queue):
 
     def mark(self) -> Mark:
         return LateMark(self, len(self._work), int(self._rng.integers(1, 5)))
+
+    def stamp(self) -> Any:
+        return HostStamp()
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -89,6 +95,9 @@ class LateAccelerator(Accelerator):
 
     def pinned(self, like: Tensor) -> Tensor:
         return torch.full_like(like, 77)
+
+    def usage(self) -> Usage:
+        return Usage(40, 2**20)
 
     def close(self) -> None:
         self.is_closed = True

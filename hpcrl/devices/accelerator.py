@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpcrl.devices.nvml import Usage, open_nvml
+from hpcrl.devices.stopwatch import HostStamp
 from hpcrl.errors import ConfigError
 
 #: CUDA's answer where memory is registered already.
@@ -35,6 +37,10 @@ class Queue(ABC):
     @abstractmethod
     def mark(self) -> Mark:
         """A place behind all that is queued so far."""
+
+    @abstractmethod
+    def stamp(self) -> Any:
+        """The moment (`hpcrl.devices.stopwatch.Stamp`) when all that is queued so far will be done."""
 
     @abstractmethod
     def active(self) -> AbstractContextManager[object]:
@@ -71,6 +77,10 @@ class Accelerator(ABC):
         """Host memory of the shape and dtype of `like`, pinned."""
 
     @abstractmethod
+    def usage(self) -> Usage:
+        """How busy it is, and how much of its memory is in use."""
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of all pinned memory. What is queued must be done."""
 
@@ -86,6 +96,9 @@ class _Immediate(Queue):
 
     def mark(self) -> Mark:
         return _Done()
+
+    def stamp(self) -> Any:
+        return HostStamp()
 
     def active(self) -> AbstractContextManager[object]:
         return nullcontext()
@@ -110,6 +123,9 @@ class HostAccelerator(Accelerator):
     def pinned(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like, device="cpu")
 
+    def usage(self) -> Usage:
+        return Usage(None, None)
+
     def close(self) -> None:
         """Nothing to do."""
 
@@ -123,6 +139,18 @@ class _Event:
         return self.event.query()
 
 
+class _Moment:
+    def __init__(self, stream: Any) -> None:
+        self._event = torch.cuda.Event(enable_timing=True)
+        self._event.record(stream)
+
+    def has_come(self) -> bool:
+        return self._event.query()
+
+    def seconds_since(self, earlier: _Moment) -> float:
+        return earlier._event.elapsed_time(self._event) / 1000
+
+
 class _Stream(Queue):
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -133,6 +161,9 @@ class _Stream(Queue):
 
     def mark(self) -> Mark:
         return _Event(self._stream)
+
+    def stamp(self) -> Any:
+        return _Moment(self._stream)
 
     def active(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._stream)
@@ -147,12 +178,14 @@ class CudaAccelerator(Accelerator):
 
     Args:
         index: its number among those that this process sees.
+        uuid: as the driver names it.
 
     Raises:
         ConfigError: torch can't use it.
     """
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, uuid: str) -> None:
+        self._uuid, self._library = uuid, open_nvml()
         self.device = torch.device("cuda", index)
         try:
             torch.cuda.set_device(self.device)
@@ -178,7 +211,12 @@ class CudaAccelerator(Accelerator):
     def pinned(self, like: Tensor) -> Tensor:
         return torch.zeros(like.shape, dtype=like.dtype, pin_memory=True)
 
+    def usage(self) -> Usage:
+        return Usage(None, None) if self._library is None else self._library.usage(self._uuid)
+
     def close(self) -> None:
+        if self._library is not None:
+            self._library.close()
         torch.cuda.synchronize(self.device)
         runtime = torch.cuda.cudart()
         while self._registered:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hpcrl.algorithms.batch import Batch
+from hpcrl.devices.stopwatch import HostStamp, Stopwatch
 from hpcrl.metrics import EPISODE
 from hpcrl.roles.inbox import Piece
 from hpcrl.spaces import Task
@@ -38,20 +39,27 @@ class Batcher:
     Attributes:
         batch: the columns that were stacked last.
         num_steps: valid steps in it.
+        watch: times the copies.
+        upload_bytes: sent to an accelerator so far.
     """
+
+    upload_bytes = 0
 
     def __init__(self, task: Task, unroll_length: int, memory: Memory = NO_MEMORY) -> None:
         self._task, self._unroll_length, self._memory_spec = task, unroll_length, memory
         self._memory = aligned_zeros(0)
         self._shaped: dict[int, dict[str, np.ndarray]] = {}
         self.batch, self.num_steps = self._make_batch([]), 0
+        self.watch = Stopwatch(HostStamp)
 
     def arrived(self, unroll: Unroll) -> None:
         """An unroll is there whose columns will be stacked: nothing to prepare."""
 
     def stack(self, pieces: Sequence[Piece]) -> None:
         """Copy columns into `batch`, which the next call overwrites."""
+        self.watch.begin()
         self.batch = self._make_batch(pieces)
+        self.watch.lap("copy")
         self.num_steps = int(self.batch.valid.sum())
 
     def _make_batch(self, pieces: Sequence[Piece]) -> Batch:

@@ -115,7 +115,7 @@ def make_accelerator(device: Device | None) -> Accelerator | None:
     """
     if device is None:
         return None
-    accelerator = CudaAccelerator(device.index)
+    accelerator = CudaAccelerator(device.index, device.uuid)
     uuid = str(getattr(torch.cuda.get_device_properties(accelerator.device), "uuid", device.uuid))
     if uuid.removeprefix("GPU-") != device.uuid.removeprefix("GPU-") and not device.uuid.startswith("MIG-"):
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from hpcrl.algorithms.batch import Batch, moved
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.devices.accelerator import Accelerator
+from hpcrl.devices.stopwatch import Stopwatch
 from hpcrl.roles.batching import STACKED, Batcher
 from hpcrl.roles.inbox import Piece
 from hpcrl.roles.uploads import Uploaded, Uploads
@@ -34,10 +36,14 @@ class DeviceBatcher:
         self._uploads = Uploads(accelerator)
         self._empty = moved(Batcher(task, unroll_length, memory).batch, accelerator.device)
         self.batch, self.num_steps = self._empty, 0
+        self.upload_bytes = 0
+        self.watch: Stopwatch[Any] = Stopwatch(accelerator.copies.stamp)
 
     def arrived(self, unroll: Unroll) -> None:
         """Start to copy the unroll."""
-        self._uploads.begin(unroll)
+        self.watch.begin()
+        self.upload_bytes += self._uploads.begin(unroll)
+        self.watch.lap("copy")
 
     def stack(self, pieces: Sequence[Piece]) -> None:
         """Join columns as `batch`; their unrolls may be overwritten afterwards."""

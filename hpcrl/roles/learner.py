@@ -22,7 +22,8 @@ from hpcrl.cluster.mpi import Comm
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control, WeightsPublisher
 from hpcrl.config import ActorCriticConfig, ImpalaConfig, PPOConfig
-from hpcrl.metrics import UPDATE_METRICS, Differences, MeanReducer, Range
+from hpcrl.devices.nvml import Usage
+from hpcrl.metrics import UPDATE_METRICS, UPDATE_PARTS, Differences, MeanReducer, Range, RangeReducer
 from hpcrl.models.flat import FlatParameters
 from hpcrl.roles.account import UnrollAccount
 from hpcrl.roles.boundary import Boundary, decide, due_at_start
@@ -146,13 +147,18 @@ class Learner:
         self._waiter.activity.enter(Phase.LEARNING)
         config, flat = self.config, self.flat
         entropy_coef, _ = coefficients(config, self.env_steps)
+        watch = self._workplace.watch
+        watch.begin()
         flat.reduced.zero_()
         normalise = self._normalise if config.normalise_advantages else None
         loss = loss_function(self.policy, batch, config, entropy_coef, normalise, targets)
+        watch.lap("forward")
         loss.total.backward()
         flat.tail.copy_(loss.statistics)
+        watch.lap("backward")
         self._workplace.settle()
         sum_gradients(self._comm, flat.reduced, self._waiter)
+        watch.lap("reduce")
         self._gradient_bytes += flat.reduced.nbytes if self._comm.size > 1 else 0
         return loss.targets, dict(zip(STATISTICS, flat.tail.tolist(), strict=True))
 
@@ -163,6 +169,7 @@ class Learner:
         norm, clipped = scale_and_clip(self.flat.gradient, sums["steps"], self.config, where)
         self.optimizer.learning_rate = learning_rate
         self.optimizer.step()
+        self._workplace.watch.lap("step")
         self._reducer.add(update_metrics(sums, norm, clipped, learning_rate))
         self.learner_updates += 1
         self._waiter.activity.beat(update=self.learner_updates)
@@ -217,13 +224,23 @@ class Learner:
         return self.intake.take_episodes()
 
     def take_ranges(self) -> dict[str, Range]:
-        """Lags of the columns learned from here. Local."""
-        return {"lag/": self.intake.lag.take()}
+        """Lags of the columns learned from here, and what the accelerator is like now. Local."""
+        ranges = {"lag/": self.intake.lag.take()}
+        for name, value in (self._workplace.usage() or Usage(None, None))._asdict().items():
+            reducer = RangeReducer()
+            if value is not None:
+                reducer.add(value)
+            ranges[f"gpu/{name}_"] = reducer.take()
+        return ranges
 
     def take_counts(self) -> dict[str, float]:
         """Columns of the report that are sums over the learners, since the last call. Local."""
+        parts = self._workplace.watch.seconds() | self.intake.batcher.watch.seconds()
         return self._counts.take(
             {
+                # Their sum is the mean.
+                **{f"time/update_{part}_s": parts.get(part, 0.0) / self._comm.size for part in UPDATE_PARTS},
+                "comm/upload_bytes": self.intake.batcher.upload_bytes,
                 "comm/gradient_bytes": self._gradient_bytes,
                 "comm/unroll_bytes": self.intake.unroll_bytes,
                 "comm/weights_bytes": self._publisher.sent_bytes,

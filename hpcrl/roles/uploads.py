@@ -36,8 +36,8 @@ class Uploaded:
         except KeyError:
             raise AttributeError(name) from None
 
-    def begin(self, accelerator: Accelerator) -> None:
-        """Queue the copy of all fields; of the table of final observations only the rows in use. Local."""
+    def begin(self, accelerator: Accelerator) -> int:
+        """Queue the copy of all fields; of the table of final observations only the rows in use; its bytes. Local."""
         copies = accelerator.copies
         if self.used is not None:
             copies.wait_for(self.used)
@@ -47,10 +47,12 @@ class Uploaded:
         first = finals.ctypes.data - base
         used = first + finals[: unroll.num_finals].nbytes
         rest = unroll.final_index.ctypes.data - base
-        for start, end in ((0, used), (rest, unroll.spec.nbytes)):
+        parts = ((0, used), (rest, unroll.spec.nbytes))
+        for start, end in parts:
             if start < end:
                 copies.copy(self._source[start:end], self._memory[start:end])
         self.arrived = copies.mark()
+        return sum(end - start for start, end in parts)
 
 
 class Uploads:
@@ -65,14 +67,14 @@ class Uploads:
         # Slots are used again and again, so there are no more than actors have.
         self._places: dict[int, tuple[Unroll, Uploaded]] = {}
 
-    def begin(self, unroll: Unroll) -> None:
-        """Start to copy an unroll that has arrived, which must stay as it is until it has passed. Local."""
+    def begin(self, unroll: Unroll) -> int:
+        """Start to copy an unroll that has arrived, which must stay as it is until all is there; its bytes. Local."""
         known = self._places.get(id(unroll))
         if known is None or known[0] is not unroll:
             memory = torch.empty(unroll.spec.nbytes, dtype=torch.uint8, device=self._accelerator.device)
             known = unroll, Uploaded(unroll, memory)
             self._places[id(unroll)] = known
-        known[1].begin(self._accelerator)
+        return known[1].begin(self._accelerator)
 
     def of(self, unroll: Unroll) -> Uploaded:
         """The unroll as the accelerator has it: what computes with it from now on waits until it is there. Local."""

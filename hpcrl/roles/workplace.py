@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 
@@ -10,6 +11,8 @@ from hpcrl.algorithms.loss import STATISTICS
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.config import TrainConfig
 from hpcrl.devices.accelerator import Accelerator
+from hpcrl.devices.nvml import Usage
+from hpcrl.devices.stopwatch import HostStamp, Stopwatch
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
 from hpcrl.roles.batching import Batcher
@@ -23,11 +26,13 @@ class Workplace(ABC):
     Attributes:
         policy, flat: that it learns.
         batcher: makes its batches, where the policy is.
+        watch: times the parts of an update.
     """
 
     policy: Policy
     flat: FlatParameters
     batcher: Batcher | DeviceBatcher
+    watch: Stopwatch[Any]
 
     @abstractmethod
     def take_over(self) -> None:
@@ -36,6 +41,10 @@ class Workplace(ABC):
     @abstractmethod
     def settle(self) -> None:
         """Wait, politely, until all that was begun is done. Local."""
+
+    @abstractmethod
+    def usage(self) -> Usage | None:
+        """Of the accelerator; None on the host. Local."""
 
     @abstractmethod
     def deliver(self) -> None:
@@ -52,12 +61,16 @@ class OnHost(Workplace):
 
     def __init__(self, policy: Policy, flat: FlatParameters, batcher: Batcher) -> None:
         self.policy, self.flat, self.batcher = policy, flat, batcher
+        self.watch = Stopwatch(HostStamp)
 
     def take_over(self) -> None:
         """They are the same."""
 
     def settle(self) -> None:
         """The host does one thing after the other."""
+
+    def usage(self) -> None:
+        """There is none."""
 
     def deliver(self) -> None:
         """They are the same."""
@@ -88,6 +101,7 @@ class OnAccelerator(Workplace):
             self.policy = Policy(task, config)
         self.flat = FlatParameters(self.policy, len(STATISTICS))
         self.batcher = batcher
+        self.watch = Stopwatch(accelerator.compute.stamp)
         self._landing = accelerator.pinned(own.weights.detach())
 
     @torch.no_grad()
@@ -96,6 +110,9 @@ class OnAccelerator(Workplace):
 
     def settle(self) -> None:
         self._waiter.until(self._accelerator.compute.mark().is_passed)
+
+    def usage(self) -> Usage:
+        return self._accelerator.usage()
 
     def deliver(self) -> None:
         accelerator = self._accelerator

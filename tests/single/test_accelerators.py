@@ -13,6 +13,7 @@ import torch
 
 from hpcrl.config import CONFIGS, ActorCriticConfig
 from hpcrl.devices.accelerator import Accelerator, HostAccelerator, ranges
+from hpcrl.metrics import COLUMNS, UPDATE_PARTS, range_columns
 from hpcrl.roles.snapshot import load_optimizer, optimizer_arrays
 from hpcrl.roles.synchronous import SynchronousStation
 from hpcrl.signals import Requests
@@ -84,6 +85,23 @@ def test_what_is_learned_is_bit_for_bit_that_of_the_host(run: str, seed: int | N
     assert there.learner.flat.weights.data_ptr() != there.flat.weights.data_ptr()
     mine, theirs = (optimizer_arrays(each.flat, each.learner.optimizer.state) for each in (there, here))  # type: ignore[union-attr]
     assert mine.keys() == theirs.keys() and all(np.array_equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_what_an_accelerator_does_is_reported() -> None:
+    there, here = station("finals", LateAccelerator()), station("finals", None)
+    for made in (there, here):
+        advance(made, 2)
+    assert there.learner is not None and here.learner is not None
+    counts, on_host = there.learner.take_counts(), here.learner.take_counts()
+    spec = there._specs[0]
+    assert 1.5 * spec.nbytes < counts["comm/upload_bytes"] <= 2 * spec.nbytes and on_host["comm/upload_bytes"] == 0
+    for row in (counts, on_host):
+        assert all(row[f"time/update_{part}_s"] > 0 for part in UPDATE_PARTS)
+    ranges = there.learner.take_ranges()
+    assert range_columns("gpu/busy_percent_", [ranges["gpu/busy_percent_"]])["gpu/busy_percent_mean"] == 40
+    assert range_columns("gpu/used_bytes_", [ranges["gpu/used_bytes_"]])["gpu/used_bytes_max"] == 2**20
+    nothing = range_columns("gpu/used_bytes_", [here.learner.take_ranges()["gpu/used_bytes_"]])
+    assert np.isnan(list(nothing.values())).all() and set(counts) | set(nothing) <= set(COLUMNS)
 
 
 def test_a_learner_goes_on_from_the_ranks_own_weights() -> None:
