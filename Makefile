@@ -9,7 +9,7 @@ WORLDS := $(VENV)/.worlds
 MPICH := .venv-mpich
 MPICH_INSTALLED := $(MPICH)/.installed
 
-.PHONY: train test test-slurm check soak bench presets clean help
+.PHONY: train test test-slurm check soak bench gpu-check presets clean help
 
 help:
 	@echo "make train   install what is missing and train the first agent: CartPole-v0 on 5 MPI ranks"
@@ -18,6 +18,7 @@ help:
 	@echo "make check   formatting, lint and types only"
 	@echo "make soak    long runs: many kills, much memory (tens of minutes)"
 	@echo "make bench   throughput on this machine (three quarters of an hour)"
+	@echo "make gpu-check   whether learners are right and fast on a GPU here (of the torch of PYTHON; no network)"
 	@echo "make presets   what the presets learn, three seeds each (up to an hour a run)"
 
 $(INSTALLED): constraints.txt setup.py pyproject.toml
@@ -55,6 +56,9 @@ $(WORLDS): $(INSTALLED)
 
 bench: $(WORLDS)
 	$(BIN)/python -m benchmarks.throughput
+
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check --out benchmarks/results/gpu_check.json
 
 presets: $(WORLDS)
 	$(BIN)/python -m benchmarks.presets

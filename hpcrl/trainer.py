@@ -280,6 +280,8 @@ class Trainer:
         notes = [f"MPI: {library()}"]
         if (learning := self._plan.describe()) is not None:
             notes.append(learning)
+            if isinstance(self._station, SynchronousStation) and self._station.why_reduction:
+                notes.append(self._station.why_reduction)
         if not self._task.layout_invariant:
             notes.append("layout_invariant: false; another number of ranks gives another run (--vector sync does not)")
         if isinstance(self.config, ImpalaConfig) and self._ranks.layout.is_colocated and not self.config.in_lockstep:

@@ -1,39 +1,17 @@
-"""Sums gradients over the learners, and guards what MPI would sum wrongly without a word."""
+"""Compares the weights of ranks that should have the same."""
 
 from __future__ import annotations
 
 import zlib
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hpcrl.activity import Phase
-from hpcrl.cluster.mpi import MPI, Comm
+from hpcrl.cluster.mpi import Comm
+from hpcrl.cluster.reductions import check_vector
 from hpcrl.cluster.waiting import Waiter
-from hpcrl.errors import RankError, ShapeError
-
-_BUCKET_BYTES = 25_000_000
-
-
-def sum_gradients(comm: Comm, buffer: Tensor, waiter: Waiter) -> None:
-    """Replace `buffer` by its sum over the ranks, in one message below 25 MB. Collective over `comm`.
-
-    Args:
-        comm: the learners.
-        buffer: float32 [N] on the host, contiguous, detached: gradients and the sums that travel with them.
-
-    Raises:
-        ShapeError: MPI reads plain memory; another dtype or stride would be reduced wrongly and silently.
-    """
-    array = _plain_memory(buffer)
-    if comm.size == 1:
-        return
-    step = _BUCKET_BYTES // array.itemsize
-    with waiter.activity.during(Phase.REDUCING):
-        requests = [comm.Iallreduce(MPI.IN_PLACE, array[start : start + step]) for start in range(0, array.size, step)]
-        for request in requests:
-            waiter.request(request, Phase.REDUCING)
+from hpcrl.errors import RankError
 
 
 def check_in_sync(comm: Comm, weights: Tensor, update: int, waiter: Waiter, who: str = "learner") -> None:
@@ -58,10 +36,5 @@ def check_in_sync(comm: Comm, weights: Tensor, update: int, waiter: Waiter, who:
 
 
 def _plain_memory(tensor: Tensor) -> np.ndarray:
-    if tensor.dtype != torch.float32:
-        raise ShapeError(f"only float32 is reduced through MPI, got {tensor.dtype}")
-    if not tensor.is_contiguous() or tensor.device.type != "cpu":
-        raise ShapeError(f"a reduction needs contiguous host memory, got strides {tensor.stride()} on {tensor.device}")
-    if tensor.requires_grad and not tensor.is_leaf:
-        raise ShapeError("a reduction needs a detached tensor, got one that is part of a graph")
+    check_vector(tensor)
     return tensor.detach().numpy()

@@ -115,6 +115,7 @@ class A3CConfig(ActorCriticConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_range(WHOLE.or_none(), "max_lag")
+        self._require("allreduce", self.allreduce != "nccl", "auto or host under a3c, which sums none")
         self._require("device", self.device != "cuda", "cpu or auto under a3c, whose workers compute on CPUs")
         for name in ("normalise_observations", "normalise_returns"):
             self._require(name, not getattr(self, name), "false under a3c, whose workers share no statistics")

@@ -122,6 +122,12 @@ class TrainConfig:
         "What learners compute on. auto: a GPU each, where they see one and the policy has 100,000 weights or more.",
         "layout",
     )
+    allreduce: Literal["auto", "host", "nccl"] = option(
+        "auto",
+        "How learners sum their gradients. host: through MPI in host memory; nccl: between GPUs, of which each learner "
+        "needs its own; auto: nccl where it can be and passes its test, else host.",
+        "layout",
+    )
     share_gpus: bool = option(False, "Learners share GPUs where there are fewer.", "layout")
     learner_ranks: Literal["spread", "first"] = option(
         "spread",
@@ -229,6 +235,7 @@ class TrainConfig:
 
     def _check_device(self) -> None:
         self._require("share_gpus", not (self.share_gpus and self.device == "cpu"), "false with --device cpu")
+        self._require("allreduce", self.allreduce != "nccl" or self.device != "cpu", "auto or host with --device cpu")
 
     def _check_model(self) -> None:
         self._require_range(COUNT, "core_size")

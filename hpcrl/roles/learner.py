@@ -17,8 +17,10 @@ from hpcrl.algorithms.optimizers import make_optimizer
 from hpcrl.algorithms.ppo import clip_range_at, is_too_far, ppo_loss, ppo_targets
 from hpcrl.algorithms.registry import LOSSES, LossFunction
 from hpcrl.cluster.collectives import sum_over
-from hpcrl.cluster.gradients import check_in_sync, sum_gradients
+from hpcrl.cluster.filling import Filling
+from hpcrl.cluster.gradients import check_in_sync
 from hpcrl.cluster.mpi import Comm
+from hpcrl.cluster.reductions import Reduction
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control, WeightsPublisher
 from hpcrl.config import ActorCriticConfig, ImpalaConfig, PPOConfig
@@ -41,6 +43,7 @@ class Learner:
         config, schedule: of the run.
         comm: the learners.
         workplace: where this one computes.
+        reduction: sums gradients over the learners.
         own: weights of the rank's own policy, those that are published.
         intake: where batches come from.
         publisher: takes weights to the actors.
@@ -60,6 +63,7 @@ class Learner:
         schedule: Schedule,
         comm: Comm,
         workplace: Workplace,
+        reduction: Reduction,
         own: FlatParameters,
         intake: Intake,
         publisher: WeightsPublisher,
@@ -69,6 +73,7 @@ class Learner:
         self._workplace, self._own = workplace, own
         self.policy, self.flat = workplace.policy, workplace.flat
         self.optimizer = make_optimizer(self.flat.weights, config)
+        self._filling = Filling(list(self.policy.parameters()), reduction)
         self.intake, self._publisher, self._waiter = intake, publisher, waiter
         self.normalisers = Normalisers(config, self.policy, self._total)
         self.env_steps = self.learner_updates = 0
@@ -153,13 +158,13 @@ class Learner:
         normalise = self._normalise if config.normalise_advantages else None
         loss = loss_function(self.policy, batch, config, entropy_coef, normalise, targets)
         watch.lap("forward")
-        loss.total.backward()
         flat.tail.copy_(loss.statistics)
-        watch.lap("backward")
-        self._workplace.settle()
-        sum_gradients(self._comm, flat.reduced, self._waiter)
-        watch.lap("reduce")
+        with self._filling.summing(flat.reduced):
+            loss.total.backward()
+            watch.lap("backward")
         self._gradient_bytes += flat.reduced.nbytes if self._comm.size > 1 else 0
+        self._workplace.settle()
+        watch.lap("reduce")
         return loss.targets, dict(zip(STATISTICS, flat.tail.tolist(), strict=True))
 
     def _step(self, sums: Mapping[str, float]) -> None:

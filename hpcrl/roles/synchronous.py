@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcrl.algorithms.loss import STATISTICS
+from hpcrl.cluster.backends import choose_reduction
 from hpcrl.cluster.inference import AnswerChannel, QuestionSpec, group_sizes
 from hpcrl.cluster.links import Links, LinkSizes
 from hpcrl.cluster.ranks import Ranks
+from hpcrl.cluster.reductions import Reduction
 from hpcrl.cluster.transport import UnrollReceiver
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.config import ActorCriticConfig, ImpalaConfig
@@ -44,6 +46,7 @@ class SynchronousStation(Station):
 
     Attributes:
         learner: learns, on ranks that do; the loop of the rank then, which hosts its actor where it has one.
+        why_reduction: how learners sum their gradients, and why, in a sentence; on those.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class SynchronousStation(Station):
         accelerator: Accelerator | None = None,
     ) -> None:
         self._accelerator = accelerator
+        self._reduction: Reduction | None = None
+        self.why_reduction = ""
         super().__init__(config, task, ranks, requests, waiter, num_extra=len(STATISTICS) if ranks.is_learner else 0)
         self._central = isinstance(config, ImpalaConfig) and config.inference == "learner"
         self._schedule = make_schedule(config, hosted=ranks.layout.is_colocated)
@@ -132,11 +137,15 @@ class SynchronousStation(Station):
         if self._central:
             channels = [channel for actor in fed_by for channel in self._links.answers(actor)]
             self._waiter.chores.append(self._make_service(channels, workplace).serve)
+        self._reduction, self.why_reduction = choose_reduction(
+            self._config.allreduce, self._ranks.learners, workplace.flat.weights.device, self._waiter
+        )
         return Learner(
             self._config,
             self._schedule,
             self._ranks.learners,
             workplace,
+            self._reduction,
             self.flat,
             intake,
             self._links.publisher(),
@@ -196,6 +205,8 @@ class SynchronousStation(Station):
             self.learner.restore(env_steps, learner_updates, updates, normalisers)
 
     def _close_links(self) -> None:
+        if self._reduction is not None:
+            self._reduction.close()
         if self._accelerator is not None:
             self._accelerator.close()
         self._links.close()

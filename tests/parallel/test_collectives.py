@@ -34,15 +34,15 @@ def test_objects_and_sums_reach_every_rank() -> None:
 
 @pytest.mark.mpi(ranks=(3,))
 def test_gradients_are_summed_and_what_mpi_would_sum_wrongly_is_refused() -> None:
-    from hpcrl.cluster.gradients import sum_gradients
     from hpcrl.cluster.mpi import self_test, world
+    from hpcrl.cluster.reductions import HostReduction
 
     comm, waiter = world(), Waiter(Activity())
     self_test(comm)
     # More than one bucket, and no multiple of its length.
     buffer = torch.arange(7_000_003, dtype=torch.float32).remainder_(1000) * (comm.rank + 1)
     expected = torch.arange(7_000_003, dtype=torch.float32).remainder_(1000) * (comm.size * (comm.size + 1) // 2)
-    sum_gradients(comm, buffer, waiter)
+    HostReduction(comm, waiter).sum(buffer)
     assert torch.equal(buffer, expected)
     for wrong in (
         torch.ones(4, dtype=torch.bfloat16),
@@ -52,7 +52,7 @@ def test_gradients_are_summed_and_what_mpi_would_sum_wrongly_is_refused() -> Non
         torch.ones(3, requires_grad=True) * 2,
     ):
         with pytest.raises(ShapeError):
-            sum_gradients(comm, wrong, waiter)
+            HostReduction(comm, waiter).sum(wrong)
 
 
 @pytest.mark.mpi(ranks=(3,))

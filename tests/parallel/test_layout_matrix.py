@@ -104,8 +104,8 @@ def play(station: Any) -> Outcome:
     return Outcome(weights, control.policy_version, normalisers)
 
 
-def on_all_ranks(config: Any) -> Outcome:
-    """The run on the ranks of the world. Collective."""
+def on_all_ranks(config: Any, accelerated: bool = False) -> Outcome:
+    """The run on the ranks of the world; `accelerated`: learners on what stands for an accelerator. Collective."""
     from hpcrl.activity import Activity
     from hpcrl.cluster.layout import plan_layout, plan_workers
     from hpcrl.cluster.mpi import world
@@ -117,6 +117,7 @@ def on_all_ranks(config: Any) -> Outcome:
     from hpcrl.roles.asynchronous import AsynchronousStation
     from hpcrl.roles.synchronous import SynchronousStation
     from hpcrl.signals import Requests
+    from tests.late import LateAccelerator
 
     comm = world()
     node, nodes = split_nodes(comm)
@@ -124,8 +125,11 @@ def on_all_ranks(config: Any) -> Outcome:
     plan, make = (plan_workers, AsynchronousStation) if is_a3c else (plan_layout, SynchronousStation)
     layout = plan(nodes, config.learners, config.placement, config.num_envs)
     task = describe_task(worlds_of(config)[0])
-    station: Any = make(config, task, Ranks(comm, layout, node), Requests(), Waiter(Activity()))
-    return play(station)
+    ranks = Ranks(comm, layout, node)
+    parts: list[Any] = [config, task, ranks, Requests(), Waiter(Activity())]
+    if accelerated and ranks.is_learner:
+        parts.append(LateAccelerator(comm.rank))
+    return play(make(*parts))
 
 
 def alone(config: Any) -> Outcome:
@@ -141,7 +145,7 @@ def alone(config: Any) -> Outcome:
     return play(station)
 
 
-def assert_the_same_runs(algorithm: str, cases: list[dict[str, Any]]) -> None:
+def assert_the_same_runs(algorithm: str, cases: list[dict[str, Any]], accelerated: bool = False) -> None:
     """All runs on three ranks, against those of one rank, which the ranks share out."""
     from hpcrl.cluster.mpi import world
 
@@ -153,7 +157,7 @@ def assert_the_same_runs(algorithm: str, cases: list[dict[str, Any]]) -> None:
         expected |= part
     wrong = []
     for number, config in enumerate(configs):
-        got, one = on_all_ranks(config), expected[number]
+        got, one = on_all_ranks(config, accelerated), expected[number]
         assert got.updates == one.updates >= UPDATES
         difference = np.linalg.norm(got.weights - one.weights) / np.linalg.norm(one.weights)
         if not difference <= TOLERANCE:
@@ -165,6 +169,13 @@ def assert_the_same_runs(algorithm: str, cases: list[dict[str, Any]]) -> None:
                 rtol = 1e-5 if name.startswith("returns") else 1e-9
                 np.testing.assert_allclose(got.normalisers[name], array, rtol=rtol, err_msg=f"{cases[number]}: {name}")
     assert not wrong, f"relative differences of the weights: {wrong}"
+
+
+@pytest.mark.mpi(ranks=(3,), timeout=120)
+@pytest.mark.parametrize("algorithm", ["a2c", "ppo", "impala"])
+def test_learners_on_accelerators(algorithm: str) -> None:
+    cases = SPECIAL + (OF_IMPALA if algorithm == "impala" else [])
+    assert_the_same_runs(algorithm, cases, accelerated=True)
 
 
 @pytest.mark.mpi(ranks=(3,), timeout=120)

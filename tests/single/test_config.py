@@ -74,7 +74,16 @@ OUTSIDE = {
     "clip_range_final": (-0.1, math.inf, math.nan),
 }
 #: Fields whose range depends on others.
-CHECKED_APART = {"task_id", "device", "share_gpus", "isolated", "entropy_coef_final", "max_lag", "deterministic"}
+CHECKED_APART = {
+    "task_id",
+    "allreduce",
+    "device",
+    "share_gpus",
+    "isolated",
+    "entropy_coef_final",
+    "max_lag",
+    "deterministic",
+}
 #: Fields of which every value of their type can be run.
 FREE = {
     "vector",

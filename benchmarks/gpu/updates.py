@@ -1,0 +1,78 @@
+"""How fast updates are: with data that is there already, and through the way that unrolls take."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from benchmarks.gpu.batches import GAME, Learning, random_unroll
+from benchmarks.gpu.findings import Finding, at_least
+from hpcrl.config import CONFIGS, ActorCriticConfig
+from hpcrl.devices.accelerator import Accelerator
+from hpcrl.roles.inbox import Piece
+
+_SECTION = "updates"
+#: Least share of the rate with data that is there already.
+_WANTED = 0.9
+_ROUNDS = 5
+_NUM_SLOTS = 4
+
+
+def check(accelerator: Accelerator, seconds: float) -> Iterator[Finding]:
+    """Games of 20 steps, of 32 and of 256 environments, in both precisions.
+
+    Args:
+        seconds: of each of some rounds.
+    """
+    for num_envs in (32, 256):
+        for precision in ("float32", "bfloat16"):
+            yield from _measure(accelerator, num_envs, precision, seconds)
+
+
+def _measure(accelerator: Accelerator, num_envs: int, precision: str, seconds: float) -> Iterator[Finding]:
+    options: dict[str, Any] = {"frame_stack": 4, "model": "nature", "unroll_length": 20, "precision": precision}
+    config = cast(ActorCriticConfig, CONFIGS["impala"](**options, max_grad_norm=40.0))
+    learning = Learning(GAME, config, accelerator)
+    unrolls = [random_unroll(GAME, config, learning.memory, num_envs, slot) for slot in range(_NUM_SLOTS)]
+    accelerator.pin(unroll.buffer for unroll in unrolls)
+    batcher, place = learning.workplace.batcher, 0
+
+    def resident() -> None:
+        learning.update(batcher.batch)
+
+    def whole() -> None:
+        nonlocal place
+        batcher.stack([Piece(unrolls[place % _NUM_SLOTS], 0, num_envs)])
+        place += 1
+        # As where actors run ahead, the next unroll arrives while this one is learned from.
+        batcher.arrived(unrolls[place % _NUM_SLOTS])
+        learning.update(batcher.batch)
+        learning.workplace.deliver()
+
+    batcher.arrived(unrolls[0])
+    whole()
+    rates = {resident: [], whole: []}  # type: dict[Callable[[], None], list[float]]
+    for _ in range(_ROUNDS):
+        for way, found in rates.items():
+            found.append(_rate(way, learning.workplace.settle, seconds))
+    name = f"Nature CNN, 20 x {num_envs}, {precision}"
+    frames = config.unroll_length * num_envs
+    for way, words in ((resident, "data there already"), (whole, "through our way")):
+        yield Finding(_SECTION, f"{name}: {words}", statistics.median(rates[way]) * frames, "agent steps/s")
+    ratio = statistics.median(ours / best for ours, best in zip(rates[whole], rates[resident], strict=True))
+    yield at_least(_SECTION, f"{name}: share of that rate", ratio, _WANTED)
+
+
+def _rate(work: Callable[[], None], settle: Callable[[], None], seconds: float) -> float:
+    """How often a second."""
+    work()
+    settle()
+    start, count = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - start) < seconds or count < 3:
+        work()
+        count += 1
+    settle()
+    elapsed = time.perf_counter() - start
+    return count / elapsed
