@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -174,7 +175,7 @@ class _Stream(Queue):
 
 
 class CudaAccelerator(Accelerator):
-    """A CUDA device, made the current one of this process.
+    """A CUDA device, made the current one of this process, whose results are to be the same every time.
 
     Args:
         index: its number among those that this process sees.
@@ -188,6 +189,7 @@ class CudaAccelerator(Accelerator):
         self._uuid, self._library = uuid, open_nvml()
         self.device = torch.device("cuda", index)
         try:
+            _be_exact()
             torch.cuda.set_device(self.device)
             self.compute = _Stream(torch.cuda.current_stream(self.device))
             self.copies = _Stream(torch.cuda.Stream(self.device))
@@ -221,6 +223,14 @@ class CudaAccelerator(Accelerator):
         runtime = torch.cuda.cudart()
         while self._registered:
             runtime.cudaHostUnregister(self._registered.pop())
+
+
+def _be_exact() -> None:
+    """Have CUDA's libraries compute the same every time, and products of float32 in float32; for this process."""
+    # Read when the library is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def ranges(memories: Iterable[NDArray[np.uint8]], page_bytes: int = 4096) -> list[tuple[int, int]]:

@@ -159,6 +159,7 @@ class Learner:
         loss = loss_function(self.policy, batch, config, entropy_coef, normalise, targets)
         watch.lap("forward")
         flat.tail.copy_(loss.statistics)
+        self._workplace.look_around()
         with self._filling.summing(flat.reduced):
             loss.total.backward()
             watch.lap("backward")

@@ -39,6 +39,10 @@ class Workplace(ABC):
         """Begin with the rank's own weights. Local."""
 
     @abstractmethod
+    def look_around(self) -> None:
+        """Look after others between two parts of an update, where these were only begun. Local."""
+
+    @abstractmethod
     def settle(self) -> None:
         """Wait, politely, until all that was begun is done. Local."""
 
@@ -65,6 +69,9 @@ class OnHost(Workplace):
 
     def take_over(self) -> None:
         """They are the same."""
+
+    def look_around(self) -> None:
+        """The update comes first: it is what the host works at."""
 
     def settle(self) -> None:
         """The host does one thing after the other."""
@@ -107,6 +114,9 @@ class OnAccelerator(Workplace):
     @torch.no_grad()
     def take_over(self) -> None:
         self.flat.weights.copy_(self._own.weights)
+
+    def look_around(self) -> None:
+        self._waiter.tick()
 
     def settle(self) -> None:
         self._waiter.until(self._accelerator.compute.mark().is_passed)
