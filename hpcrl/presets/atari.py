@@ -91,9 +91,9 @@ def impala_breakout() -> ImpalaConfig:
 
 
 def ppo_pong() -> PPOConfig:
-    """ALE/Pong-v5 with the values of Schulman et al. 2017 (table 5): from -20 to 15, and still rising, in 1.6 million env
-    steps (6.6 million frames), which took an hour. Measured with `--placement colocated --precision bfloat16` on two ranks
-    of two cores with seed 1.
+    """ALE/Pong-v5 with the values of Schulman et al. 2017 (table 5): from -20 to 15, and still rising, in 1.6 million
+    env steps (6.6 million frames), which took an hour. Measured with `--placement colocated --precision bfloat16` on
+    two ranks of two cores with seed 1.
     """
     return _ppo("ALE/Pong-v5")
 
