@@ -18,12 +18,12 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.children import CommandFailed
 from benchmarks.gpu import answers, maths, runs, updates
 from benchmarks.gpu.findings import Finding, Skip, markdown
 from hpcrl.devices.accelerator import Accelerator, CudaAccelerator, HostAccelerator
@@ -46,12 +46,14 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"benchmarks.gpu_check: {error}", file=sys.stderr)
         return error.exit_status
     chosen = {name: section for name, section in sections.items() if not arguments.only or name in arguments.only}
-    findings = [finding for name, section in chosen.items() for finding in carry_out(name, section)]
+    findings: list[Finding] = []
     facts = _facts(arguments.device, arguments.quick)
+    for name, section in chosen.items():
+        findings += carry_out(name, section)
+        if arguments.out is not None:
+            both = {"machine": facts, "findings": [finding.as_json() for finding in findings]}
+            arguments.out.write_text(json.dumps(both, indent=1) + "\n")
     print(f"\n{json.dumps(facts)}\n\n{markdown(findings)}")
-    if arguments.out is not None:
-        both = {"machine": facts, "findings": [finding.as_json() for finding in findings]}
-        arguments.out.write_text(json.dumps(both, indent=1) + "\n")
     return int(any(finding.holds is False for finding in findings))
 
 
@@ -87,7 +89,7 @@ def _sections(arguments: argparse.Namespace, accelerator: Accelerator) -> Sectio
         "maths": lambda: maths.check(accelerator),
         "updates": lambda: updates.check(accelerator, seconds),
         "answers": lambda: answers.check(accelerator, seconds),
-        "learners": lambda: runs.check_layouts(target, 4_096 if arguments.quick else 32_768),
+        "learners": lambda: chain(runs.check_algorithms(target), runs.check_layouts(target)),
         "speed": lambda: runs.check_speed(target, 1.0 if arguments.quick else 20.0),
         "memory": lambda: runs.check_memory(target, 20.0 if arguments.quick else 300.0),
     }
@@ -102,7 +104,7 @@ def carry_out(name: str, section: Callable[[], Iterator[Finding]]) -> Iterator[F
             yield finding
     except (Skip, ImportError) as reason:
         yield Finding(name, "skipped", None, note=str(reason))
-    except (HpcrlError, CommandFailed, RuntimeError) as error:
+    except Exception as error:
         yield Finding(name, "failed", None, holds=False, note=" ".join(str(error).split())[-400:])
     yield Finding(name, "time for it", time.perf_counter() - start, "s")
 

@@ -93,6 +93,9 @@ class LateAccelerator(Accelerator):
     def pin(self, memories: Iterable[NDArray[np.uint8]]) -> None:
         self.num_pinned += sum(1 for _ in memories)
 
+    def unpin(self) -> None:
+        self.num_pinned = 0
+
     def pinned(self, like: Tensor) -> Tensor:
         return torch.full_like(like, 77)
 

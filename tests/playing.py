@@ -41,7 +41,7 @@ class BusyWaiter:
     def tick(self) -> None:
         self.ticks += 1
 
-    def until(self, ready: Callable[[], bool], _phase: Phase = Phase.WAITING) -> None:
+    def until(self, ready: Callable[[], bool], _phase: Phase = Phase.WAITING, longest_sleep_s: float = 0.0) -> None:
         while not ready():
             if not any([chore() for chore in self.chores]):
                 raise Blocked

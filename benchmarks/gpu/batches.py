@@ -20,7 +20,7 @@ from hpcrl.models.policy import Policy
 from hpcrl.roles.batching import Batcher
 from hpcrl.roles.device_batching import DeviceBatcher
 from hpcrl.roles.updates import scale_and_clip
-from hpcrl.roles.workplace import OnAccelerator, OnHost, Workplace
+from hpcrl.roles.workplace import OnAccelerator, OnHost, Workplace, copy_of
 from hpcrl.spaces import Space, Task
 from hpcrl.unroll import Memory, Unroll, UnrollSpec
 
@@ -81,7 +81,8 @@ class Learning:
             self.workplace = OnHost(own, self.own, Batcher(task, config.unroll_length, self.memory))
         else:
             batcher = DeviceBatcher(task, config.unroll_length, accelerator, self.waiter, self.memory)
-            self.workplace = OnAccelerator(config, task, self.own, batcher, accelerator, self.waiter)
+            policy = copy_of(own, config, task, accelerator)
+            self.workplace = OnAccelerator(policy, self.own, batcher, accelerator, self.waiter)
         self.workplace.take_over()
         self.optimizer = make_optimizer(self.workplace.flat.weights, config)
 

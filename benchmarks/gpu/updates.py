@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from benchmarks.gpu.batches import GAME, Learning, random_unroll
@@ -12,6 +12,7 @@ from benchmarks.gpu.findings import Finding, at_least
 from hpcrl.config import CONFIGS, ActorCriticConfig
 from hpcrl.devices.accelerator import Accelerator
 from hpcrl.roles.inbox import Piece
+from hpcrl.unroll import Unroll
 
 _SECTION = "updates"
 #: Least share of the rate with data that is there already.
@@ -33,10 +34,24 @@ def check(accelerator: Accelerator, seconds: float) -> Iterator[Finding]:
 
 def _measure(accelerator: Accelerator, num_envs: int, precision: str, seconds: float) -> Iterator[Finding]:
     options: dict[str, Any] = {"frame_stack": 4, "model": "nature", "unroll_length": 20, "precision": precision}
-    config = cast(ActorCriticConfig, CONFIGS["impala"](**options, max_grad_norm=40.0))
+    config = cast(ActorCriticConfig, CONFIGS["impala"](**options, max_grad_norm=40.0, learning_rate=1e-6))
     learning = Learning(GAME, config, accelerator)
     unrolls = [random_unroll(GAME, config, learning.memory, num_envs, slot) for slot in range(_NUM_SLOTS)]
     accelerator.pin(unroll.buffer for unroll in unrolls)
+    try:
+        resident, whole = _rates(learning, unrolls, seconds)
+    finally:
+        accelerator.unpin()
+    name = f"Nature CNN, 20 x {num_envs}, {precision}"
+    frames = config.unroll_length * num_envs
+    for rates, words in ((resident, "data there already"), (whole, "through our way")):
+        yield Finding(_SECTION, f"{name}: {words}", statistics.median(rates) * frames, "agent steps/s")
+    ratio = statistics.median(ours / best for ours, best in zip(whole, resident, strict=True))
+    yield at_least(_SECTION, f"{name}: share of that rate", ratio, _WANTED)
+
+
+def _rates(learning: Learning, unrolls: Sequence[Unroll], seconds: float) -> tuple[list[float], list[float]]:
+    """Updates a second with data that is there, and through our way, of rounds in which both took turns."""
     batcher, place = learning.workplace.batcher, 0
 
     def resident() -> None:
@@ -44,25 +59,18 @@ def _measure(accelerator: Accelerator, num_envs: int, precision: str, seconds: f
 
     def whole() -> None:
         nonlocal place
-        batcher.stack([Piece(unrolls[place % _NUM_SLOTS], 0, num_envs)])
+        batcher.stack([Piece(unrolls[place % _NUM_SLOTS], 0, unrolls[0].spec.num_envs)])
         place += 1
-        # As where actors run ahead, the next unroll arrives while this one is learned from.
+        # As where actors run ahead, the next unroll is there before this one is learned from.
         batcher.arrived(unrolls[place % _NUM_SLOTS])
         learning.update(batcher.batch)
         learning.workplace.deliver()
 
     batcher.arrived(unrolls[0])
     whole()
-    rates = {resident: [], whole: []}  # type: dict[Callable[[], None], list[float]]
-    for _ in range(_ROUNDS):
-        for way, found in rates.items():
-            found.append(_rate(way, learning.workplace.settle, seconds))
-    name = f"Nature CNN, 20 x {num_envs}, {precision}"
-    frames = config.unroll_length * num_envs
-    for way, words in ((resident, "data there already"), (whole, "through our way")):
-        yield Finding(_SECTION, f"{name}: {words}", statistics.median(rates[way]) * frames, "agent steps/s")
-    ratio = statistics.median(ours / best for ours, best in zip(rates[whole], rates[resident], strict=True))
-    yield at_least(_SECTION, f"{name}: share of that rate", ratio, _WANTED)
+    settle = learning.workplace.settle
+    rounds = [(_rate(resident, settle, seconds), _rate(whole, settle, seconds)) for _ in range(_ROUNDS)]
+    return [first for first, _ in rounds], [second for _, second in rounds]
 
 
 def _rate(work: Callable[[], None], settle: Callable[[], None], seconds: float) -> float:

@@ -48,10 +48,11 @@ def minibatches(
         whole_columns: deal out columns, not rows.
     """
     shape = (config.num_envs,) if whole_columns else (len(batch.reward), config.num_envs)
+    env_index, device = batch.env_index.cpu(), batch.reward.device
     for epoch in range(config.epochs):
-        dealt = deal(shape, config.minibatches, config.seed, number, epoch)[..., batch.env_index].flatten()
+        dealt = deal(shape, config.minibatches, config.seed, number, epoch)[..., env_index].flatten()
         sizes = torch.bincount(dealt, minlength=config.minibatches).tolist()
-        parts = dealt.argsort(stable=True).split(sizes)
+        parts = dealt.argsort(stable=True).to(device).split(sizes)
         if whole_columns:
             for chosen in parts:
                 yield Minibatch(columns(batch, chosen), Targets(*(each[:, chosen] for each in targets)))
@@ -132,8 +133,8 @@ def split(batch: Batch, sizes: Sequence[int]) -> Iterator[Batch]:
 
 def columns(batch: Batch, chosen: Tensor | slice) -> Batch:
     """Columns of a batch; copies where they are chosen one by one, int64 [M], and views of a slice."""
-    place = torch.full((batch.reward.shape[1],), -1)
-    place[chosen] = torch.arange(len(place[chosen]))
+    place = torch.full((batch.reward.shape[1],), -1, device=batch.reward.device)
+    place[chosen] = torch.arange(len(place[chosen]), device=place.device)
     t, b = batch.final_index.unbind(1)
     ours = place[b] >= 0
     return Batch(

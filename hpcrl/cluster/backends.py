@@ -15,6 +15,7 @@ from hpcrl.cluster.reductions import HostReduction, NoReduction, Reduction, SumE
 from hpcrl.cluster.rendezvous import own_place
 from hpcrl.cluster.staging import StagedReduction
 from hpcrl.cluster.waiting import Waiter
+from hpcrl.devices.gpus import own_gpus
 from hpcrl.errors import ConfigError
 
 CHOICES = ("auto", "host", "nccl")
@@ -41,7 +42,9 @@ def look_at_device(device: torch.device) -> LearnerDevice:
     if device.type != "cuda":
         return LearnerDevice(device.type, "", is_nccl_available())
     # Clones of one virtual machine may number their GPUs alike.
-    place, uuid = own_place(), torch.cuda.get_device_properties(device).uuid
+    place, uuid = own_place(), getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    if uuid is None:
+        uuid = own_gpus()[device.index or 0].uuid
     return LearnerDevice(device.type, f"{place.kernel or place.host}/{uuid}", is_nccl_available())
 
 

@@ -137,7 +137,9 @@ def _give_up(held: list[Group]) -> None:
 
 
 def _abort(held: list[Group]) -> None:
-    held.pop().abort()
+    group = held.pop()
+    # Before torch 2.7 NCCL's had it under another name.
+    (getattr(group, "abort", None) or group._abort)()  # type: ignore[attr-defined]
 
 
 def open_group(

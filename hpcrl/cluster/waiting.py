@@ -37,7 +37,9 @@ class Waiter:
             chore()
         self.watch()
 
-    def until(self, ready: Callable[[], bool], phase: Phase = Phase.WAITING) -> None:
+    def until(
+        self, ready: Callable[[], bool], phase: Phase = Phase.WAITING, longest_sleep_s: float = _LONGEST_SLEEP_S
+    ) -> None:
         """Return once `ready()`. Signal handlers run meanwhile."""
         for _ in range(_POLLS):
             if ready():
@@ -52,7 +54,7 @@ class Waiter:
                     delay = _FIRST_SLEEP_S
                     continue
                 time.sleep(delay)
-                delay = min(delay * 1.5, _LONGEST_SLEEP_S)
+                delay = min(delay * 1.5, longest_sleep_s)
 
     def request(self, request: Request, phase: Phase = Phase.WAITING) -> None:
         """Return once a non-blocking operation is complete."""

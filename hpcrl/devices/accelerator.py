@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,8 +17,8 @@ from hpcrl.devices.nvml import Usage, open_nvml
 from hpcrl.devices.stopwatch import HostStamp
 from hpcrl.errors import ConfigError
 
-#: CUDA's answer where memory is registered already.
-_ALREADY_REGISTERED = 712
+#: Longest sleep between two looks at an accelerator, whose work is a matter of milliseconds.
+SHORT_SLEEP_S = 5e-5
 
 
 class Mark(Protocol):
@@ -74,6 +74,10 @@ class Accelerator(ABC):
         """Keep host memory where it is until `close`, so that queues may copy from and to it."""
 
     @abstractmethod
+    def unpin(self) -> None:
+        """Let go of what `pin` kept, once all that is queued is done."""
+
+    @abstractmethod
     def pinned(self, like: Tensor) -> Tensor:
         """Host memory of the shape and dtype of `like`, pinned."""
 
@@ -83,7 +87,7 @@ class Accelerator(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of all pinned memory. What is queued must be done."""
+        """Let go of everything."""
 
 
 class _Done:
@@ -119,6 +123,9 @@ class HostAccelerator(Accelerator):
         return _Immediate()
 
     def pin(self, memories: Iterable[NDArray[np.uint8]]) -> None:
+        """Nothing to do."""
+
+    def unpin(self) -> None:
         """Nothing to do."""
 
     def pinned(self, like: Tensor) -> Tensor:
@@ -202,13 +209,14 @@ class CudaAccelerator(Accelerator):
 
     def pin(self, memories: Iterable[NDArray[np.uint8]]) -> None:
         runtime = torch.cuda.cudart()
-        for start, end in ranges(memories):
-            status = int(runtime.cudaHostRegister(start, end - start, 0))
-            # What can't be pinned is copied all the same, though the host waits for that.
-            if status == 0:
+        for start, end in ranges(memories, os.sysconf("SC_PAGE_SIZE")):
+            if int(runtime.cudaHostRegister(start, end - start, 0)) == 0:
                 self._registered.append(start)
-            elif status != _ALREADY_REGISTERED:
-                runtime.cudaGetLastError()
+                continue
+            # It is copied all the same, though the host waits for that. What starts a kernel next would take CUDA's
+            # last error for its own, so let it be this one.
+            with suppress(RuntimeError):
+                torch.ones(1, device=self.device)
 
     def pinned(self, like: Tensor) -> Tensor:
         return torch.zeros(like.shape, dtype=like.dtype, pin_memory=True)
@@ -217,8 +225,11 @@ class CudaAccelerator(Accelerator):
         return Usage(None, None) if self._library is None else self._library.usage(self._uuid)
 
     def close(self) -> None:
+        self.unpin()
         if self._library is not None:
             self._library.close()
+
+    def unpin(self) -> None:
         torch.cuda.synchronize(self.device)
         runtime = torch.cuda.cudart()
         while self._registered:
@@ -233,7 +244,7 @@ def _be_exact() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def ranges(memories: Iterable[NDArray[np.uint8]], page_bytes: int = 4096) -> list[tuple[int, int]]:
+def ranges(memories: Iterable[NDArray[np.uint8]], page_bytes: int) -> list[tuple[int, int]]:
     """Addresses [start, end) of whole pages that hold these memories, each page once, ascending."""
     pieces = sorted((memory.ctypes.data, memory.ctypes.data + memory.nbytes) for memory in memories if memory.nbytes)
     joined: list[tuple[int, int]] = []

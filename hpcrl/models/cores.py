@@ -92,7 +92,8 @@ class _LSTMRows(torch.autograd.Function):
         rows, batch, _ = features.shape
         size = weight.shape[1]
         # tanh x = 2 sigmoid(2x) - 1, so that one sigmoid computes all gates; torch's tanh takes six times as long.
-        scale = weight.new_tensor([1, 1, 2, 1]).repeat_interleave(size).unsqueeze(1)
+        scale = weight.new_ones(4 * size, 1)
+        scale[2 * size : 3 * size] = 2
         inputs = torch.addmm((bias_in + bias) * scale[:, 0], features.flatten(0, 1), (weight_in * scale).t())
         gates = inputs.view(rows, batch, 4 * size)
         recurrent = (weight * scale).t()

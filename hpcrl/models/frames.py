@@ -6,6 +6,7 @@ Mnih et al. 2015 ("Human-level control through deep reinforcement learning") sta
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -59,12 +60,20 @@ def stack_sequence(space: Space, sequence: Sequence) -> Tensor:
     device = frames.device
     columns = torch.arange(num_envs, device=device)
     places = _places(sequence, torch.arange(time, device=device)[:, None], columns)
-    rows = frames[places, columns[:, None]].flatten(0, 1)
+    rows = _taken(frames.flatten(0, 1), places * num_envs + columns[:, None]).flatten(0, 1)
     if not len(sequence.final_index):
         return stack_frames(space, rows)
     t, b = sequence.final_index.unbind(1)
     finals = torch.cat([frames[places[t, b, 1:], b[:, None]], sequence.final_observation[:, None]], 1)
     return stack_frames(space, torch.cat([rows, finals]))
+
+
+def _taken(elements: Tensor, index: Tensor) -> Tensor:
+    """Elements [N, *shape] at int64 [...] -> [..., *shape], in words of eight bytes where that is possible."""
+    rows = elements.reshape(len(elements), math.prod(elements.shape[1:]))
+    wide = rows.dtype.itemsize < 8 and rows.shape[1] * rows.dtype.itemsize % 8 == 0 and rows.storage_offset() % 8 == 0
+    words = rows.view(torch.int64) if wide else rows
+    return words.index_select(0, index.flatten()).view(rows.dtype).view(*index.shape, *elements.shape[1:])
 
 
 def history_of_rows(sequence: Sequence, t: Tensor, b: Tensor) -> Tensor:

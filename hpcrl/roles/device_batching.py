@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcrl.activity import Phase
 from hpcrl.algorithms.batch import Batch, moved
 from hpcrl.cluster.waiting import Waiter
-from hpcrl.devices.accelerator import Accelerator
+from hpcrl.devices.accelerator import SHORT_SLEEP_S, Accelerator
 from hpcrl.devices.stopwatch import Stopwatch
 from hpcrl.roles.batching import STACKED, Batcher
 from hpcrl.roles.inbox import Piece
@@ -57,7 +58,7 @@ class DeviceBatcher:
         for each in uploaded:
             each.used = used
             assert each.arrived is not None
-            self._waiter.until(each.arrived.is_passed)
+            self._waiter.until(each.arrived.is_passed, Phase.TRANSPORT, SHORT_SLEEP_S)
 
     def _join(self, pieces: Sequence[Piece], uploaded: Sequence[Uploaded]) -> Batch:
         device = self._accelerator.device
@@ -66,12 +67,16 @@ class DeviceBatcher:
             name: torch.cat([getattr(there, name)[:, piece.first : piece.end] for piece, there in both], 1)
             for name in STACKED
         }
-        indices = [np.arange(piece.first, piece.end) + piece.unroll.spec.first_env for piece in pieces]
+        first_envs = [piece.unroll.spec.first_env for piece in pieces]
+        indices = [
+            torch.arange(piece.first + first_env, piece.end + first_env, device=device)
+            for piece, first_env in zip(pieces, first_envs, strict=True)
+        ]
         finals, final_index = _finals(both)
         return Batch(
             **stacked,
             core_state=torch.cat([there.core_state[piece.first : piece.end] for piece, there in both]),
-            env_index=torch.from_numpy(np.concatenate(indices)).to(device),
+            env_index=torch.cat(indices),
             final_observation=torch.cat(finals) if finals else self._empty.final_observation,
             final_index=torch.cat(final_index) if final_index else self._empty.final_index,
         )

@@ -20,7 +20,6 @@ from hpcrl.config import ActorCriticConfig, ImpalaConfig
 from hpcrl.devices.accelerator import Accelerator
 from hpcrl.envs.tasks import Group
 from hpcrl.models.acting import ActingNetwork
-from hpcrl.models.policy import Policy
 from hpcrl.roles.actor import Actor, ActorRank
 from hpcrl.roles.batching import Batcher
 from hpcrl.roles.device_batching import DeviceBatcher
@@ -32,7 +31,7 @@ from hpcrl.roles.learner import Learner
 from hpcrl.roles.schedule import make_schedule
 from hpcrl.roles.snapshot import load_optimizer
 from hpcrl.roles.station import Station
-from hpcrl.roles.workplace import OnAccelerator, OnHost, Workplace
+from hpcrl.roles.workplace import OnAccelerator, OnHost, Workplace, copy_of
 from hpcrl.signals import Requests
 from hpcrl.spaces import Task
 
@@ -158,7 +157,8 @@ class SynchronousStation(Station):
             return OnHost(self.policy, self.flat, Batcher(self._task, unroll_length, self.memory))
         self._accelerator.pin(unroll.buffer for receiver in receivers for unroll in receiver.unrolls)
         batcher = DeviceBatcher(self._task, unroll_length, self._accelerator, self._waiter, self.memory)
-        return OnAccelerator(self._config, self._task, self.flat, batcher, self._accelerator, self._waiter)
+        policy = copy_of(self.policy, self._config, self._task, self._accelerator)
+        return OnAccelerator(policy, self.flat, batcher, self._accelerator, self._waiter)
 
     def _make_service(
         self, channels: Sequence[AnswerChannel], workplace: Workplace
@@ -166,8 +166,7 @@ class SynchronousStation(Station):
         accelerator = self._accelerator
         if accelerator is None:
             return AnsweringService(ActingNetwork(self.policy), channels, self._version, self._waiter)
-        with accelerator.device:
-            policy = Policy(self._task, self._config)
+        policy = copy_of(self.policy, self._config, self._task, accelerator)
         num_envs = sum(len(channel.observation) for channel in channels)
         num_parameters = max((channel.parameters.shape[-1] for channel in channels), default=0)
         network = DeviceNetwork(policy, workplace.flat, accelerator, num_envs, num_parameters)

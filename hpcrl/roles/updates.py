@@ -45,7 +45,9 @@ def scale_and_clip(gradient: Tensor, steps: float, config: ActorCriticConfig, wh
     """
     if config.loss_reduction == "mean":
         gradient.div_(steps)
-    norm = float(torch.linalg.vector_norm(gradient))
+    # GPUs of several kinds add in other orders; rounded from float64 the clip is the same on all.
+    exact = None if gradient.is_cpu else torch.float64
+    norm = float(torch.linalg.vector_norm(gradient, dtype=exact).float())
     if not math.isfinite(norm):
         raise HpcrlError(f"{where} has a gradient norm of {norm}: a lower --learning-rate may help")
     clipped = 0 < config.max_grad_norm < norm

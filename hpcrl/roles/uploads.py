@@ -73,6 +73,8 @@ class Uploads:
         if known is None or known[0] is not unroll:
             memory = torch.empty(unroll.spec.nbytes, dtype=torch.uint8, device=self._accelerator.device)
             known = unroll, Uploaded(unroll, memory)
+            # The place may be one that something queued still uses.
+            known[1].used = self._accelerator.compute.mark()
             self._places[id(unroll)] = known
         return known[1].begin(self._accelerator)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import numpy as np
 import torch
 
+from hpcrl.activity import Phase
 from hpcrl.algorithms.loss import STATISTICS
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.config import TrainConfig
-from hpcrl.devices.accelerator import Accelerator
+from hpcrl.devices.accelerator import SHORT_SLEEP_S, Accelerator
 from hpcrl.devices.nvml import Usage
 from hpcrl.devices.stopwatch import HostStamp, Stopwatch
 from hpcrl.models.flat import FlatParameters
@@ -87,7 +89,7 @@ class OnAccelerator(Workplace):
     """A copy of the rank's policy, whose weights go back to it after every batch.
 
     Args:
-        config, task: of the run.
+        policy: the copy, see `copy_of`.
         own: the rank's own weights.
         batcher: of its batches, on the accelerator.
         accelerator: where the copy is.
@@ -95,21 +97,13 @@ class OnAccelerator(Workplace):
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        task: Task,
-        own: FlatParameters,
-        batcher: DeviceBatcher,
-        accelerator: Accelerator,
-        waiter: Waiter,
+        self, policy: Policy, own: FlatParameters, batcher: DeviceBatcher, accelerator: Accelerator, waiter: Waiter
     ) -> None:
-        self._own, self._accelerator, self._waiter = own, accelerator, waiter
-        with accelerator.device:
-            self.policy = Policy(task, config)
-        self.flat = FlatParameters(self.policy, len(STATISTICS))
+        self.policy, self.flat = policy, FlatParameters(policy, len(STATISTICS))
         self.batcher = batcher
         self.watch = Stopwatch(accelerator.compute.stamp)
-        self._landing = accelerator.pinned(own.weights.detach())
+        self._own, self._accelerator, self._waiter = own, accelerator, waiter
+        accelerator.pin([own.weights.detach().numpy().view(np.uint8)])
 
     @torch.no_grad()
     def take_over(self) -> None:
@@ -119,14 +113,24 @@ class OnAccelerator(Workplace):
         self._waiter.tick()
 
     def settle(self) -> None:
-        self._waiter.until(self._accelerator.compute.mark().is_passed)
+        self._waiter.until(self._accelerator.compute.mark().is_passed, Phase.LEARNING, SHORT_SLEEP_S)
 
     def usage(self) -> Usage:
         return self._accelerator.usage()
 
     def deliver(self) -> None:
-        accelerator = self._accelerator
-        accelerator.copies.wait_for(accelerator.compute.mark())
-        accelerator.copies.copy(self.flat.weights.detach(), self._landing)
-        self._waiter.until(accelerator.copies.mark().is_passed)
-        self._own.weights.detach().copy_(self._landing)
+        copies = self._accelerator.copies
+        copies.wait_for(self._accelerator.compute.mark())
+        copies.copy(self.flat.weights.detach(), self._own.weights.detach())
+        self._waiter.until(copies.mark().is_passed, Phase.PUBLISHING, SHORT_SLEEP_S)
+
+
+@torch.no_grad()
+def copy_of(policy: Policy, config: TrainConfig, task: Task, accelerator: Accelerator) -> Policy:
+    """A policy of the same kind on the accelerator; its weights are still to be set. Local."""
+    with accelerator.device:
+        made = Policy(task, config)
+    # A user's model may have drawn some.
+    for there, here in zip(made.buffers(), policy.buffers(), strict=True):
+        there.copy_(here)
+    return made

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from hpcrl.config import CONFIGS, ActorCriticConfig
-from hpcrl.devices.accelerator import Accelerator, HostAccelerator, ranges
+from hpcrl.devices import accelerator
+from hpcrl.devices.accelerator import Accelerator, HostAccelerator
 from hpcrl.metrics import COLUMNS, UPDATE_PARTS, range_columns
 from hpcrl.roles.snapshot import load_optimizer, optimizer_arrays
 from hpcrl.roles.synchronous import SynchronousStation
@@ -136,6 +137,9 @@ def test_ranges_of_pages() -> None:
 
     def piece(first: int, end: int) -> Any:
         return memory[start + first : start + end]
+
+    def ranges(memories: list[Any]) -> list[tuple[int, int]]:
+        return accelerator.ranges(memories, 4096)
 
     assert ranges([]) == ranges([piece(5, 5)]) == []
     assert ranges([piece(10, 20)]) == [(pages, pages + 4096)]

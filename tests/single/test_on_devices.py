@@ -7,6 +7,7 @@ what mixes them with tensors of the host.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from typing import Any
 
 import tests.no_mpi  # noqa: F401
@@ -20,9 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hpcrl.algorithms.batch import Batch, moved
-from hpcrl.algorithms.loss import STATISTICS
+from hpcrl.algorithms.loss import STATISTICS, Targets
+from hpcrl.algorithms.minibatches import minibatches
 from hpcrl.algorithms.registry import LOSSES
-from hpcrl.config import CONFIGS, ActorCriticConfig
+from hpcrl.config import CONFIGS, ActorCriticConfig, PPOConfig
 from hpcrl.envs.codec import ObservationWriter
 from hpcrl.envs.factory import describe_task
 from hpcrl.envs.world import worlds_of
@@ -118,6 +120,25 @@ def test_options_stay_there(env: str, changes: dict[str, Any], algorithm: str) -
 @pytest.mark.parametrize("algorithm", ["a2c", "ppo", "impala", "appo"])
 def test_standardised_advantages_stay_there(algorithm: str) -> None:
     assert list(learn(algorithm, "tests.worlds:Any-vector-discrete-v0", normalise_advantages=True))
+
+
+@pytest.mark.parametrize("changes", [{}, {"normalise_returns": True}])
+def test_minibatches_stay_there(changes: dict[str, Any]) -> None:
+    config = PPOConfig(
+        env="tests.worlds:Any-vector-box-v0", num_envs=NUM_ENVS, unroll_length=TIME, epochs=2, minibatches=3, **changes
+    )
+    _, batch = policy_and_batch(config)
+    # Which columns a learner has is looked up on the host.
+    none = batch.final_observation[:0], batch.final_index[:0]
+    batch = replace(batch, env_index=torch.arange(NUM_ENVS), final_observation=none[0], final_index=none[1])
+    targets = Targets(batch.reward, batch.reward)
+    parts = list(minibatches(batch, targets, config, 7, whole_columns=False))
+    assert len(parts) == 6
+    for part in parts:
+        for field in fields(Batch):
+            device = torch.device("cpu") if field.name == "env_index" else META
+            assert getattr(part.batch, field.name).device == device, field.name
+        assert part.targets.values.device == META
 
 
 @pytest.mark.parametrize("spoiled", [torch.zeros(3), torch.tensor([1])])
