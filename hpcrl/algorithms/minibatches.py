@@ -18,7 +18,7 @@ from torch import Tensor
 from hpcrl.algorithms.batch import Batch, sequence_of
 from hpcrl.algorithms.loss import Targets
 from hpcrl.config import PPOConfig
-from hpcrl.models.frames import history_of_rows
+from hpcrl.models.frames import history_of_rows, taken
 from hpcrl.noise import Purpose, seeds
 
 #: Numbers of observations that are taken from a batch at once: few enough to stay in the cache.
@@ -98,11 +98,11 @@ def rows(batch: Batch, chosen: Tensor) -> Batch:
     t, b = chosen // max(1, num_envs), chosen % max(1, num_envs)
 
     def pick(field: Tensor) -> Tensor:
-        return field.flatten(0, 1)[chosen][None]
+        return taken(field.flatten(0, 1), chosen)[None]
 
     history = batch.history[:, b] if not len(batch.history) else history_of_rows(sequence_of(batch), t, b)
     return Batch(
-        observation=batch.observation.flatten(0, 1)[torch.stack([chosen, chosen + num_envs])],
+        observation=taken(batch.observation.flatten(0, 1), torch.stack([chosen, chosen + num_envs])),
         action=pick(batch.action),
         reward=pick(batch.reward),
         behaviour_log_prob=pick(batch.behaviour_log_prob),

@@ -60,7 +60,7 @@ def stack_sequence(space: Space, sequence: Sequence) -> Tensor:
     device = frames.device
     columns = torch.arange(num_envs, device=device)
     places = _places(sequence, torch.arange(time, device=device)[:, None], columns)
-    rows = _taken(frames.flatten(0, 1), places * num_envs + columns[:, None]).flatten(0, 1)
+    rows = taken(frames.flatten(0, 1), places * num_envs + columns[:, None]).flatten(0, 1)
     if not len(sequence.final_index):
         return stack_frames(space, rows)
     t, b = sequence.final_index.unbind(1)
@@ -68,7 +68,7 @@ def stack_sequence(space: Space, sequence: Sequence) -> Tensor:
     return stack_frames(space, torch.cat([rows, finals]))
 
 
-def _taken(elements: Tensor, index: Tensor) -> Tensor:
+def taken(elements: Tensor, index: Tensor) -> Tensor:
     """Elements [N, *shape] at int64 [...] -> [..., *shape], in words of eight bytes where that is possible."""
     rows = elements.reshape(len(elements), math.prod(elements.shape[1:]))
     wide = rows.dtype.itemsize < 8 and rows.shape[1] * rows.dtype.itemsize % 8 == 0 and rows.storage_offset() % 8 == 0
@@ -88,7 +88,8 @@ def history_of_rows(sequence: Sequence, t: Tensor, b: Tensor) -> Tensor:
     """
     before = len(sequence.history)
     places = _places(sequence, t, b)[:, :-1].T
-    frames = sequence.observation[(places - before).clamp_(min=0), b]
+    num_envs = sequence.starts.shape[1]
+    frames = taken(sequence.observation.flatten(0, 1), (places - before).clamp_(min=0) * num_envs + b)
     older, row = torch.nonzero(places < before, as_tuple=True)
     frames[older, row] = sequence.history[places[older, row], b[row]]
     return frames
