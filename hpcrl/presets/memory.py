@@ -29,7 +29,9 @@ def memory_cue() -> PPOConfig:
 
 
 def memory_cue_short() -> PPOConfig:
-    """MemoryCue-v0 with unrolls of 6 steps, a third of an episode: what is remembered passes from one to the next."""
+    """MemoryCue-v0 with unrolls of 6 steps, a third of an episode: what is remembered passes from one to the next. 0.8
+    after 0.8 million env steps and 5 min, where it was stopped (one rank, seed 1).
+    """
     return dataclasses.replace(memory_cue(), unroll_length=6)
 
 

@@ -29,17 +29,23 @@ def _ppo_robot(env: str) -> PPOConfig:
 
 
 def half_cheetah() -> PPOConfig:
-    """HalfCheetah-v5 with the values of Schulman et al. 2017 (table 3), observations and returns normalised."""
+    """HalfCheetah-v5 with the values of Schulman et al. 2017 (table 3), observations and returns normalised: 1,600 to
+    3,200 after a million env steps and 6 min. Measured on one rank on one core with seeds 1 to 3, as the others here.
+    """
     return _ppo_robot("HalfCheetah-v5")
 
 
 def hopper() -> PPOConfig:
-    """Hopper-v5 with the values of Schulman et al. 2017 (table 3), observations and returns normalised."""
+    """Hopper-v5 with the values of Schulman et al. 2017 (table 3), observations and returns normalised: 2,830 to 2,850
+    after a million env steps and 6 to 8 min.
+    """
     return _ppo_robot("Hopper-v5")
 
 
 def walker() -> PPOConfig:
-    """Walker2d-v5 with the values of Schulman et al. 2017 (table 3), observations and returns normalised."""
+    """Walker2d-v5 with the values of Schulman et al. 2017 (table 3), observations and returns normalised: 3,100 to
+    4,100 after a million env steps and 7 min.
+    """
     return _ppo_robot("Walker2d-v5")
 
 
