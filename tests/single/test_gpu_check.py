@@ -51,13 +51,18 @@ def test_a_section_that_can_not_be_run_says_why(error: Exception, what: str, hol
     assert time.what == "time for it" and time.value is not None
 
 
-def test_what_the_cpu_computes_in_the_place_of_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_cpu_computes_in_the_place_of_a_gpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The deep network takes as long as all others.
+    monkeypatch.setattr(maths, "_CASES", {name: case for name, case in maths._CASES.items() if "deep" not in name})
+    monkeypatch.setattr(maths, "_NUM_ENVS", 2)
     out = tmp_path / "found.json"
     assert main(["--device", "cpu", "--quick", "--only", "maths", "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     assert found["machine"]["quick"] and "CPU in the place" in found["machine"]["device"]
     limits = [finding for finding in found["findings"] if finding["wanted"]]
-    assert len(limits) == 2 * (len(maths._CASES) + 3) and all(finding["holds"] for finding in limits)
+    assert len(limits) == 2 * (len(maths._CASES) + 2) and all(finding["holds"] for finding in limits)
     assert "impala, Nature CNN, bfloat16: gradient" in capsys.readouterr().out
 
 

@@ -151,6 +151,7 @@ def test_rows_taken_together_are_those_taken_alone(numbers_at_once: int, plan: P
             assert torch.equal(getattr(part.batch, field.name), getattr(expected, field.name)), field.name
 
 
+@settings(max_examples=20, deadline=None)
 @given(plan=plans(max_envs=4), seed=seeds)
 def test_a_batch_is_split_into_its_columns(plan: Plan, seed: int) -> None:
     whole = make_batch(plan, seed)
