@@ -56,7 +56,6 @@ def test_what_the_cpu_computes_in_the_place_of_a_gpu(
 ) -> None:
     # The deep network takes as long as all others.
     monkeypatch.setattr(maths, "_CASES", {name: case for name, case in maths._CASES.items() if "deep" not in name})
-    monkeypatch.setattr(maths, "_NUM_ENVS", 2)
     out = tmp_path / "found.json"
     assert main(["--device", "cpu", "--quick", "--only", "maths", "--out", str(out)]) == 0
     found = json.loads(out.read_text())
