@@ -87,7 +87,7 @@ def _sections(arguments: argparse.Namespace, accelerator: Accelerator) -> Sectio
     target = runs.Target(arguments.device)
     return {
         "maths": lambda: maths.check(accelerator),
-        "updates": lambda: updates.check(accelerator, seconds),
+        "updates": lambda: updates.check(accelerator, seconds, 1 if arguments.quick else 5),
         "answers": lambda: answers.check(accelerator, seconds),
         "learners": lambda: chain(runs.check_algorithms(target), runs.check_layouts(target)),
         "speed": lambda: runs.check_speed(target, 1.0 if arguments.quick else 20.0),

@@ -111,7 +111,8 @@ def check_speed(target: Target, seconds: float) -> Iterator[Finding]:
         yield Finding(_SPEED, f"{name}: random actions, without learning", alone, "env steps/s")
         yield Finding(_SPEED, f"{name}: learning", rate, "env steps/s")
         what = f"{name}: share"
-        yield at_least(_SPEED, what, rate / alone, wanted) if wanted else Finding(_SPEED, what, rate / alone)
+        is_limited = wanted is not None and target.device == "cuda"
+        yield at_least(_SPEED, what, rate / alone, wanted) if is_limited else Finding(_SPEED, what, rate / alone)
 
 
 def _stepping(label: str, processes: int, seconds: float) -> float:

@@ -17,29 +17,28 @@ from hpcrl.unroll import Unroll
 _SECTION = "updates"
 #: Least share of the rate with data that is there already.
 _WANTED = 0.9
-_ROUNDS = 5
 _NUM_SLOTS = 4
 
 
-def check(accelerator: Accelerator, seconds: float) -> Iterator[Finding]:
+def check(accelerator: Accelerator, seconds: float, rounds: int) -> Iterator[Finding]:
     """Games of 20 steps, of 32 and of 256 environments, in both precisions.
 
     Args:
-        seconds: of each of some rounds.
+        seconds, rounds: how long each way is measured at a time, and how often, in turns.
     """
     for num_envs in (32, 256):
         for precision in ("float32", "bfloat16"):
-            yield from _measure(accelerator, num_envs, precision, seconds)
+            yield from _measure(accelerator, num_envs, precision, seconds, rounds)
 
 
-def _measure(accelerator: Accelerator, num_envs: int, precision: str, seconds: float) -> Iterator[Finding]:
+def _measure(accelerator: Accelerator, num_envs: int, precision: str, seconds: float, rounds: int) -> Iterator[Finding]:
     options: dict[str, Any] = {"frame_stack": 4, "model": "nature", "unroll_length": 20, "precision": precision}
     config = cast(ActorCriticConfig, CONFIGS["impala"](**options, max_grad_norm=40.0, learning_rate=1e-6))
     learning = Learning(GAME, config, accelerator)
     unrolls = [random_unroll(GAME, config, learning.memory, num_envs, slot) for slot in range(_NUM_SLOTS)]
     accelerator.pin(unroll.buffer for unroll in unrolls)
     try:
-        resident, whole = _rates(learning, unrolls, seconds)
+        resident, whole = _rates(learning, unrolls, seconds, rounds)
     finally:
         accelerator.unpin()
     name = f"Nature CNN, 20 x {num_envs}, {precision}"
@@ -50,7 +49,9 @@ def _measure(accelerator: Accelerator, num_envs: int, precision: str, seconds: f
     yield at_least(_SECTION, f"{name}: share of that rate", ratio, _WANTED)
 
 
-def _rates(learning: Learning, unrolls: Sequence[Unroll], seconds: float) -> tuple[list[float], list[float]]:
+def _rates(
+    learning: Learning, unrolls: Sequence[Unroll], seconds: float, rounds: int
+) -> tuple[list[float], list[float]]:
     """Updates a second with data that is there, and through our way, of rounds in which both took turns."""
     batcher, place = learning.workplace.batcher, 0
 
@@ -69,8 +70,8 @@ def _rates(learning: Learning, unrolls: Sequence[Unroll], seconds: float) -> tup
     batcher.arrived(unrolls[0])
     whole()
     settle = learning.workplace.settle
-    rounds = [(_rate(resident, settle, seconds), _rate(whole, settle, seconds)) for _ in range(_ROUNDS)]
-    return [first for first, _ in rounds], [second for _, second in rounds]
+    found = [(_rate(resident, settle, seconds), _rate(whole, settle, seconds)) for _ in range(rounds)]
+    return [first for first, _ in found], [second for _, second in found]
 
 
 def _rate(work: Callable[[], None], settle: Callable[[], None], seconds: float) -> float:

@@ -80,9 +80,8 @@ def test_a_network_that_computes_something_else_is_found(monkeypatch: pytest.Mon
     assert not any(finding.holds for finding in maths.check(HostAccelerator()))
 
 
-def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(updates, "_ROUNDS", 1)
-    found = list(updates._measure(HostAccelerator(), 2, "float32", 0.01))
+def test_rates() -> None:
+    found = list(updates._measure(HostAccelerator(), 2, "float32", 0.01, 1))
     assert [finding.unit for finding in found] == ["agent steps/s", "agent steps/s", ""]
     assert all(finding.value is not None and finding.value > 0 for finding in found)
     latency, rate = answers._measure(HostAccelerator(), 4, "float32", 0.01)
