@@ -12,8 +12,9 @@ import time
 import numpy as np
 
 from benchmarks.processes import on_every_core
+from benchmarks.stepping import own_step
 from benchmarks.tables import RATE
-from hpcrl.envs.factory import describe_task, make_vector_env
+from hpcrl.envs.factory import describe_task
 from hpcrl.envs.world import worlds_of
 from hpcrl.presets import PRESETS
 
@@ -25,17 +26,8 @@ def rate(label: str, num_envs: int, seconds: float) -> float:
     algorithm, name = label.split("/")
     world = worlds_of(PRESETS[name, algorithm].make())[0]
     num_choices = describe_task(world).action.num_choices
-    envs = make_vector_env(world, num_envs)
-    seeds = np.arange(num_envs)
-    envs.reset(seed=seeds.tolist())
+    step = own_step(world, num_envs)
     actions = np.random.default_rng(1).integers(0, num_choices, (_DRAWN, num_envs))
-
-    def step(row: np.ndarray) -> None:
-        _, _, terminated, truncated, _ = envs.step(row)
-        ended = (terminated | truncated).nonzero()[0]
-        if len(ended):
-            seeds[ended] += num_envs
-            envs.reset_rows(ended, seeds[ended])
 
     for row in actions[:20]:
         step(row)

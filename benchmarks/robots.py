@@ -18,8 +18,8 @@ from benchmarks import children
 from benchmarks.contestants import ALONE, BOTH, COLUMNS, TWO_AHEAD, Contestant, Layout
 from benchmarks.processes import on_every_core
 from benchmarks.settings import CORES, Settings
+from benchmarks.stepping import own_step
 from benchmarks.tables import RATE, Measurement, Table
-from hpcrl.envs.factory import make_vector_env
 from hpcrl.envs.world import World
 
 _ENV = "HalfCheetah-v5"
@@ -65,21 +65,6 @@ def _step(kind: str, settings: Settings, _: int) -> Measurement:
     return {**json.loads(done.output.splitlines()[-1]), "cores": done.cores, "peak_mb": done.peak_mb}
 
 
-def _own(num_envs: int) -> Callable[[np.ndarray], object]:
-    envs = make_vector_env(World(_ENV, "sync"), num_envs)
-    seeds = np.arange(num_envs)
-    envs.reset(seed=seeds.tolist())
-
-    def step(actions: np.ndarray) -> None:
-        _, _, terminated, truncated, _ = envs.step(actions)
-        ended = (terminated | truncated).nonzero()[0]
-        if len(ended):
-            seeds[ended] += num_envs
-            envs.reset_rows(ended, seeds[ended])
-
-    return step
-
-
 def _gymnasium(num_envs: int) -> Callable[[np.ndarray], object]:
     import gymnasium
 
@@ -91,7 +76,7 @@ def _gymnasium(num_envs: int) -> Callable[[np.ndarray], object]:
 
 def rate(kind: str, num_envs: int, seconds: float) -> float:
     """Env steps per second of this process, actions being random and drawn before."""
-    step = _own(num_envs) if kind == "hpcrl" else _gymnasium(num_envs)
+    step = own_step(World(_ENV, "sync"), num_envs) if kind == "hpcrl" else _gymnasium(num_envs)
     actions = np.random.default_rng(1).uniform(-1, 1, (_DRAWN, num_envs, 6)).astype(np.float32)
     for row in actions[:20]:
         step(row)

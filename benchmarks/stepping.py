@@ -22,8 +22,9 @@ _ENV = "CartPole-v1"
 _DRAWN = 256
 
 
-def _own(num_envs: int, vector: str) -> Callable[[np.ndarray], int]:
-    envs = make_vector_env(World(_ENV, vector), num_envs)
+def own_step(world: World, num_envs: int) -> Callable[[np.ndarray], int]:
+    """Steps hpcrl's own environments with given actions, each episode from a seed of its own; env steps of a call."""
+    envs = make_vector_env(world, num_envs)
     seeds = np.arange(num_envs)
     envs.reset(seed=seeds.tolist())
 
@@ -59,7 +60,7 @@ def _gymnasium(num_envs: int) -> Callable[[np.ndarray], int]:
 def rate(kind: str, num_envs: int, seconds: float) -> float:
     """Env steps per second of this process."""
     vector = {"hpcrl": "sync", "native": "native"}.get(kind)
-    step = _gymnasium(num_envs) if vector is None else _own(num_envs, vector)
+    step = _gymnasium(num_envs) if vector is None else own_step(World(_ENV, vector), num_envs)
     actions = np.random.default_rng(1).integers(0, 2, (_DRAWN, num_envs))
     for row in actions[:20]:
         step(row)
