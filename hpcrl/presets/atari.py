@@ -101,7 +101,9 @@ def ppo_pong() -> PPOConfig:
 
 
 def ppo_breakout() -> PPOConfig:
-    """ALE/Breakout-v5 with the values of Schulman et al. 2017 (table 5): not run long enough to learn."""
+    """ALE/Breakout-v5 with the values of Schulman et al. 2017 (table 5): 7 after 0.18 million env steps and 6.5 min,
+    where it was stopped. Measured as Pong.
+    """
     return _ppo("ALE/Breakout-v5")
 
 
