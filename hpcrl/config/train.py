@@ -118,7 +118,7 @@ class TrainConfig:
         "layout",
     )
     device: Literal["auto", "cpu", "cuda"] = option(
-        "auto",
+        "cpu",
         "What learners compute on. auto: a GPU each, where they see one and the policy has 100,000 weights or more.",
         "layout",
     )

@@ -26,7 +26,7 @@ def gpus(*names: str) -> tuple[Gpu, ...]:
 
 
 def planned(nodes: str, seen: list[tuple[Gpu, ...]], wants_gpus: bool = True, **options: Any) -> Plan:
-    config: TrainConfig = options.pop("config", None) or A2CConfig(**options)
+    config: TrainConfig = options.pop("config", None) or A2CConfig(**{"device": "auto", **options})
     return make_plan(config, nodes, seen, [f"host-{node}" for node in nodes], wants_gpus)
 
 
@@ -101,13 +101,14 @@ def test_other_maps_are_refused(nodes: str, seen: list[Any], options: dict[str, 
 @pytest.mark.parametrize(
     ("config", "task", "expected"),
     [
-        (A2CConfig(), VECTOR, False),
-        (A2CConfig(hidden_sizes=(512, 512)), VECTOR, True),
-        (A2CConfig(), IMAGE, True),
-        (ImpalaConfig(core="lstm"), VECTOR, True),
+        (A2CConfig(device="auto"), VECTOR, False),
+        (A2CConfig(device="auto", hidden_sizes=(512, 512)), VECTOR, True),
+        (A2CConfig(device="auto"), IMAGE, True),
+        (ImpalaConfig(device="auto", core="lstm"), VECTOR, True),
+        (A2CConfig(), IMAGE, False),
         (A2CConfig(device="cuda"), VECTOR, True),
         (A2CConfig(device="cpu"), IMAGE, False),
-        (A3CConfig(), IMAGE, False),
+        (A3CConfig(device="auto"), IMAGE, False),
     ],
 )
 def test_small_policies_learn_on_the_cpu(
@@ -119,7 +120,7 @@ def test_small_policies_learn_on_the_cpu(
 
 def test_a_build_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert not may_use_gpus(A2CConfig(), IMAGE)
+    assert not may_use_gpus(A2CConfig(device="auto"), IMAGE)
     with pytest.raises(ConfigError, match="--device cuda needs a build of torch for CUDA"):
         may_use_gpus(A2CConfig(device="cuda"), IMAGE)
 
