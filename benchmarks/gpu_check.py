@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import answers, maths, runs, updates
+from benchmarks.gpu import answers, compiled, maths, runs, updates
 from benchmarks.gpu.findings import Finding, Skip, markdown
 from hpcrl.devices.accelerator import Accelerator, CudaAccelerator, HostAccelerator
 from hpcrl.devices.gpus import own_gpus
@@ -90,7 +90,10 @@ def _sections(arguments: argparse.Namespace, accelerator: Accelerator) -> Sectio
         "updates": lambda: updates.check(accelerator, seconds, 1 if arguments.quick else 5),
         "answers": lambda: answers.check(accelerator, seconds),
         "learners": lambda: chain(runs.check_algorithms(target), runs.check_layouts(target)),
-        "speed": lambda: runs.check_speed(target, 1.0 if arguments.quick else 20.0),
+        "speed": lambda: chain(
+            compiled.check(accelerator, seconds, 1 if arguments.quick else None),
+            runs.check_speed(target, 1.0 if arguments.quick else 20.0),
+        ),
         "memory": lambda: runs.check_memory(target, 20.0 if arguments.quick else 300.0),
     }
 

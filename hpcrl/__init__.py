@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hpcrl.config import A2CConfig, A3CConfig, AppoConfig, ImpalaConfig, PPOConfig, TrainConfig
+from hpcrl.config import A2CConfig, A3CConfig, AppoConfig, BCConfig, ImpalaConfig, PPOConfig, TrainConfig
 from hpcrl.envs.registration import register_environments
 from hpcrl.errors import HpcrlError
 
@@ -19,6 +19,7 @@ __all__ = [
     "A2CConfig",
     "A3CConfig",
     "AppoConfig",
+    "BCConfig",
     "HpcrlError",
     "ImpalaConfig",
     "PPOConfig",

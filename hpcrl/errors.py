@@ -33,5 +33,9 @@ class CheckpointError(HpcrlError):
     """A checkpoint that is missing, damaged, hostile, or belongs to another run."""
 
 
+class TrajectoryError(HpcrlError):
+    """Recorded trajectories that are missing, damaged, hostile, or don't fit what they are wanted for."""
+
+
 class EnvironmentFailure(HpcrlError):
     """An environment that breaks the Gymnasium contract or can't be restored."""

@@ -52,6 +52,8 @@ COLUMNS = (
     "time/learner_transport_s",
     "time/learner_waiting_s",
     *(f"time/update_{part}_s" for part in UPDATE_PARTS),
+    "time/checkpoint_pause_s",
+    "time/checkpoint_write_s",
     "rollout/episodes",
     "rollout/episode_return_mean",
     "rollout/return_last_100",

@@ -47,6 +47,7 @@ from hpcrl.signals import Requests
 from hpcrl.spaces import Task
 from hpcrl.storage.checkpoints import Checkpoint, CheckpointStore, load_checkpoint, save_checkpoint
 from hpcrl.storage.run_directory import RunDirectory, default_run_dir
+from hpcrl.storage.trajectories import put_aside
 
 _ASKED_TO_STOP = "asked to stop"
 #: The column that an evaluation is judged by.
@@ -66,6 +67,7 @@ class Trainer:
         run_dir: where the run lies.
         stopped: why the run is over, once it is.
         account: what became of all unrolls (of all gradients under a3c), once the run is over.
+        recording_failures: how often a disk refused what was recorded, once the run is over; on rank 0, 0 elsewhere.
         trace_file: the trace that `close` wrote; on rank 0, where the configuration asks for it.
 
     Raises:
@@ -83,6 +85,7 @@ class Trainer:
         self._affinity = Affinity()
         self._heartbeats: Heartbeats | None = None
         self._directory: RunDirectory | None = None
+        self._recorder: Recorder | None = None
         with ending_the_job(self._comm):
             try:
                 self._build(config, requests or Requests(), start_from)
@@ -119,6 +122,7 @@ class Trainer:
         self._begin(checkpoint)
 
         self.stopped: str | None = None
+        self.recording_failures = 0
         self.account: Account | None = None
         self._evaluation: Row = {}
         self._control = self._station.role.start()
@@ -159,14 +163,27 @@ class Trainer:
                 restored = station.actor.restore(environments_of(checkpoint.arrays, block, self.config.num_envs))
         parts = gather(ranks.world, restored, self._waiter)
         hosts = gather(ranks.world, os.uname().nodename, self._waiter)
-        self._recorder: Recorder | None = None
         if self._directory is not None:
             self._recorder = Recorder(self._directory, self.config, checkpoint)
             num_cpus = len(self._affinity.started_with)
             facts = run_facts(self.config, self._task, self._plan, hosts, num_cpus)
             record_resume(self._directory, facts, checkpoint, sum(parts, Restored()))
+        number = on_root(ranks.world, lambda: self._put_aside(checkpoint), self._waiter)
+        env_steps = 0 if checkpoint is None else int(checkpoint.attributes["env_steps"])
+        station.record(self._trajectories, number, env_steps)
         self._reporter = Reporter(ranks, station, self._waiter, self._activity, self._recorder)
         self._saver = Saver(self.config, ranks, station, self._waiter, self._reporter, self._recorder)
+
+    @property
+    def _trajectories(self) -> Path:
+        return RunDirectory(self.run_dir).trajectories
+
+    def _put_aside(self, checkpoint: Checkpoint | None) -> int:
+        """Put aside what was recorded after `checkpoint`; the number of the next shard. Local, on rank 0."""
+        if checkpoint is None:
+            return put_aside(self._trajectories, None, 0)
+        rows, env_steps = checkpoint.arrays["rng/action_counter"], int(checkpoint.attributes["env_steps"])
+        return put_aside(self._trajectories, rows, env_steps)
 
     # Running
 
@@ -213,14 +230,30 @@ class Trainer:
         if self.stopped is not None:
             self.account = self._reporter.account()
         if flags & Boundary.SAVE:
+            self._close_shards()
             with self._activity.during(Phase.SAVING):
                 self._saver.save_checkpoint(self.env_steps, self.learner_updates, evaluation)
+        if self.stopped is not None:
+            self._count_recording_failures()
         if self.stopped is not None and self._recorder is not None:
-            self._recorder.conclude(is_finished=self.stopped != _ASKED_TO_STOP)
+            with self._activity.during(Phase.SAVING):
+                self._recorder.conclude(is_finished=self.stopped != _ASKED_TO_STOP)
         return row
+
+    def _close_shards(self) -> None:
+        """What a checkpoint counts is on disk before it. Local."""
+        actor = self._station.actor
+        if actor is not None and actor.recording is not None:
+            with self._activity.during(Phase.SAVING):
+                actor.recording.close_shard(self.env_steps)
+
+    def _count_recording_failures(self) -> None:
+        self.recording_failures = sum(gather(self._ranks.world, self._station.recording_failures(), self._waiter))
 
     def _evaluate(self) -> Boundary:
         """Play the evaluation's episodes; SAVE where the policy is the best so far."""
+        if (recorder := self._station.evaluation_recorder) is not None:
+            recorder.env_steps, recorder.learner_updates = self.env_steps, self.learner_updates
         self._evaluation = evaluate(self.config, self._task, self._ranks, self._station, self._waiter)
         improved = False
         if self._recorder is not None:
@@ -240,7 +273,7 @@ class Trainer:
     # Saving
 
     def save(self, path: str | Path) -> None:
-        """Write the whole state of the run to one file, whatever the run directory keeps.
+        """Write the whole state of the run to one file, whatever the run directory keeps; it is there on return.
 
         Raises:
             CheckpointError: the file can't be written; on every rank.
@@ -305,6 +338,7 @@ class Trainer:
 
     def close(self) -> None:
         """Write the trace where one was asked for; close environments, files and links; give back all CPUs."""
+        self._close_shards()
         if self._tracing is not None:
             self.trace_file = self._write_trace(self._tracing)
         if self._recorder is not None:
@@ -330,7 +364,9 @@ class Trainer:
         if self._heartbeats is not None:
             self._heartbeats.abandon()
         self._affinity.release()
-        if self._directory is not None:
+        if self._recorder is not None:
+            self._recorder.abandon()
+        elif self._directory is not None:
             self._directory.close()
 
     def __enter__(self) -> Trainer:

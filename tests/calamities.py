@@ -45,6 +45,11 @@ def trouble() -> Calamity:
     return Calamity(spared={"crash"})
 
 
+def mishap() -> Calamity:
+    """Raises."""
+    return Calamity(spared={"crash", "sleep"})
+
+
 def is_broken(seed: int) -> bool:
     """Whether the episode of a seed breaks."""
     return seed % 10 == 7

@@ -82,15 +82,16 @@ class Learning:
         else:
             batcher = DeviceBatcher(task, config.unroll_length, accelerator, self.waiter, self.memory)
             policy = copy_of(own, config, task, accelerator)
-            self.workplace = OnAccelerator(policy, self.own, batcher, accelerator, self.waiter)
+            self.workplace = OnAccelerator(policy, self.own, batcher, accelerator, self.waiter, config.compile)
         self.workplace.take_over()
+        self._loss = self.workplace.loss(LOSSES[config.algorithm])
         self.optimizer = make_optimizer(self.workplace.flat.weights, config)
 
     def gradient(self, batch: Batch) -> tuple[Loss, Tensor]:
         """Loss and gradient of one batch, both where the policy is."""
         config, flat = self.config, self.workplace.flat
         flat.reduced.zero_()
-        loss = LOSSES[config.algorithm](self.workplace.policy, batch, config, config.entropy_coef, None)
+        loss = self._loss(self.workplace.policy, batch, config, config.entropy_coef, None)
         loss.total.backward()
         return loss, flat.gradient
 

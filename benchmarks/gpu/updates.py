@@ -70,11 +70,11 @@ def _rates(
     batcher.arrived(unrolls[0])
     whole()
     settle = learning.workplace.settle
-    found = [(_rate(resident, settle, seconds), _rate(whole, settle, seconds)) for _ in range(rounds)]
+    found = [(rate(resident, settle, seconds), rate(whole, settle, seconds)) for _ in range(rounds)]
     return [first for first, _ in found], [second for _, second in found]
 
 
-def _rate(work: Callable[[], None], settle: Callable[[], None], seconds: float) -> float:
+def rate(work: Callable[[], None], settle: Callable[[], None], seconds: float) -> float:
     """How often a second."""
     work()
     settle()

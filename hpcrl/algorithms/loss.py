@@ -107,7 +107,7 @@ def total_loss(
     targets: Targets,
     valid: Tensor,
     config: ActorCriticConfig,
-    entropy_coef: float,
+    entropy_coef: float | Tensor,
     ratio_clip: float = math.inf,
 ) -> Loss:
     """L = policy_loss + sum over valid steps of value_coef * 1/2 (target - V)^2 - entropy_coef * H.
@@ -119,7 +119,7 @@ def total_loss(
         prediction, targets: of the batch.
         valid: bool [T, B].
         config: `value_coef`.
-        entropy_coef: of this update.
+        entropy_coef: of this update; a compiled loss gets a scalar, which it can't ask for its value.
         ratio_clip: ratios beyond it are counted.
 
     Returns:
@@ -130,7 +130,7 @@ def total_loss(
     error_squared = dot(error, error)
     entropy = dot(prediction.entropy, counts)
     total = policy_loss + (0.5 * config.value_coef) * error_squared
-    if entropy_coef:
+    if isinstance(entropy_coef, Tensor) or entropy_coef:
         total = total - entropy_coef * entropy
 
     with torch.no_grad():

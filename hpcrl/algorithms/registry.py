@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from hpcrl.algorithms.a2c import a2c_loss
 from hpcrl.algorithms.appo import appo_loss
 from hpcrl.algorithms.batch import Batch
+from hpcrl.algorithms.bc import bc_loss
 from hpcrl.algorithms.impala import impala_loss
 from hpcrl.algorithms.loss import Loss, Normaliser, Targets
 from hpcrl.algorithms.ppo import ppo_loss
@@ -34,4 +35,5 @@ LOSSES: dict[str, LossFunction] = {
     "a3c": a2c_loss,
     "impala": impala_loss,
     "appo": appo_loss,
+    "bc": bc_loss,
 }

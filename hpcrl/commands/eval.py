@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from hpcrl.envs.factory import describe_task
 from hpcrl.envs.tasks import common_task
 from hpcrl.envs.world import evaluation_worlds
-from hpcrl.errors import CheckpointError, ConfigError
+from hpcrl.errors import ConfigError
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
 from hpcrl.roles.evaluation import play_episodes
 from hpcrl.roles.resume import checkpoint_config, require_policy
 from hpcrl.roles.snapshot import load_weights
-from hpcrl.storage.checkpoints import Checkpoint, CheckpointStore, load_checkpoint
+from hpcrl.storage.checkpoints import find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         raise ConfigError(
             f"--episodes must be at least 1 and --seed at least 0, got {options.episodes}, {options.seed}"
         )
-    checkpoint = _find(options)
+    checkpoint = find_checkpoint(options.run_dir, options.best)
     config = checkpoint_config(checkpoint)
     worlds = evaluation_worlds(config)
     task = common_task(config.env_ids, [describe_task(world) for world in worlds], config.task_id)
@@ -67,15 +67,3 @@ def _describe(results: NDArray[np.float64]) -> str:
         f"(min {returns.min():.2f}, median {np.median(returns):.2f}, max {returns.max():.2f}), "
         f"length {lengths.mean():.1f}"
     )
-
-
-def _find(options: EvalOptions) -> Checkpoint:
-    if options.run_dir.is_file():
-        return load_checkpoint(options.run_dir)
-    if not options.run_dir.is_dir():
-        raise CheckpointError(f"{options.run_dir} is neither a run directory nor a checkpoint file")
-    store = CheckpointStore(options.run_dir / "checkpoints")
-    checkpoint = store.best() if options.best else store.newest()
-    if checkpoint is None:
-        raise CheckpointError(f"{options.run_dir} holds no checkpoint to play")
-    return checkpoint

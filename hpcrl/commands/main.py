@@ -20,6 +20,8 @@ commands:
   submit ALGORITHM  make a Slurm batch script for a run and submit it; takes the options of train too
   status RUN_DIR    how a run stands: its jobs, progress, last checkpoint, restarts
   eval RUN_DIR      play the newest good checkpoint of a run
+  inspect PATH      what a checkpoint or recorded trajectories hold, and whether they are whole; or all of a run
+  export RUN_DIR    write the weights or the recorded episodes of a run for other programs
   presets           list the configurations that are known to learn
   doctor            see whether this place is fit for hpcrl: alone, under mpirun or under srun
 
@@ -70,6 +72,10 @@ def _dispatch(arguments: list[str], requests: Requests) -> int:
         from hpcrl.commands.eval import evaluate
 
         return evaluate(rest)
+    if command == "export":
+        from hpcrl.commands.export import export
+
+        return export(rest)
     if command == "submit":
         from hpcrl.commands.submit import submit
 
@@ -78,6 +84,10 @@ def _dispatch(arguments: list[str], requests: Requests) -> int:
         from hpcrl.commands.status import status
 
         return status(rest)
+    if command == "inspect":
+        from hpcrl.commands.inspect import inspect
+
+        return inspect(rest)
     if command == "presets":
         from hpcrl.commands.presets import list_presets
 
@@ -86,7 +96,7 @@ def _dispatch(arguments: list[str], requests: Requests) -> int:
         from hpcrl.commands.doctor import doctor
 
         return doctor(rest)
-    expected = "train, submit, status, eval, presets, doctor"
+    expected = "train, submit, status, eval, inspect, export, presets, doctor"
     raise ConfigError(f"unknown command {command!r}, expected one of: {expected} (see hpcrl --help)")
 
 

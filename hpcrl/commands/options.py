@@ -20,6 +20,7 @@ _GROUPS = (
     "environment",
     "atari",
     "run",
+    "trajectories",
     "evaluation",
     "layout",
     "run_ahead",
@@ -45,7 +46,22 @@ def parse(algorithm: str, arguments: Sequence[str]) -> TrainConfig:
         base = stored
         if base.algorithm != algorithm:
             raise ConfigError(f"the run to resume was trained with {base.algorithm}, not with {algorithm}")
-    return parse_onto(base, rest)
+    return parse_onto(_as_recorded(base, rest), rest)
+
+
+def _as_recorded(base: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
+    """`base` with the task and the model of the run that --from-trajectories names."""
+    folder, _ = take_value(arguments, "--from-trajectories")
+    if folder is None or "from_trajectories" not in {field.name for field in dataclasses.fields(base)}:
+        return base
+    recorded = from_facts(RunDirectory(Path(folder)).read_config())
+    names = [field.name for field in dataclasses.fields(recorded) if field.metadata["group"] in ("atari", "model")]
+    values: dict[str, Any] = {name: getattr(recorded, name) for name in (*names, *_OF_THE_TASK)}
+    return dataclasses.replace(base, **values)
+
+
+#: What else has to be as it was recorded.
+_OF_THE_TASK = ("env", "task_id", "frame_stack", "reward_clip", "normalise_observations", "gamma", "unroll_length")
 
 
 def parse_onto(base: TrainConfig, arguments: Sequence[str]) -> TrainConfig:

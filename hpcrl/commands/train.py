@@ -95,7 +95,7 @@ def _run(config: TrainConfig, comm: Comm, requests: Requests) -> int:
         requests.ignore()
     if display is not None and trainer.trace_file is not None:
         display.say(f"trace: {trainer.trace_file} (open it in https://ui.perfetto.dev or chrome://tracing)")
-    return 1 if trainer.checkpoint_failures else 0
+    return 1 if trainer.checkpoint_failures or trainer.recording_failures else 0
 
 
 def _say_goodbye(trainer: Trainer, display: Display, requests: Requests) -> None:

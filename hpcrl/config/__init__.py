@@ -5,6 +5,7 @@ from __future__ import annotations
 from hpcrl.config.actor_critic import A2CConfig, A3CConfig, ActorCriticConfig, PPOConfig
 from hpcrl.config.as_json import from_facts, from_json, to_json
 from hpcrl.config.fields import MAX_SEED, option
+from hpcrl.config.offline import BCConfig
 from hpcrl.config.registry import CONFIGS, config_class
 from hpcrl.config.run_ahead import AppoConfig, ImpalaConfig
 from hpcrl.config.train import TrainConfig
@@ -16,6 +17,7 @@ __all__ = [
     "A3CConfig",
     "ActorCriticConfig",
     "AppoConfig",
+    "BCConfig",
     "ImpalaConfig",
     "PPOConfig",
     "TrainConfig",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from hpcrl.config.fields import COUNT, FINITE_NOT_NEGATIVE, POSITIVE, SHARE, WHOLE, option
@@ -35,6 +36,20 @@ class ActorCriticConfig(TrainConfig):
         self._require_range(COUNT, "unroll_length")
         self._require_range(SHARE, "gamma", "gae_lambda")
         self._require_range(FINITE_NOT_NEGATIVE.or_none(), "entropy_coef", "value_coef", "entropy_coef_final")
+
+    def _require_offline(self) -> None:
+        """What can't be asked of a run whose actors read what another one recorded, if this is such a run."""
+        if self.source is None:
+            return
+        why = "with --from-trajectories, where nothing is acted"
+        for name in ("record_trajectories", "normalise_returns"):
+            self._require(name, not getattr(self, name), f"false {why}")
+        self._require("stop_return", self.stop_return is None, f"left out {why}: --eval-every tells how good it is")
+
+    @property
+    def source(self) -> Path | None:
+        """The run whose recorded trajectories are learned from, instead of acting; None where actors act."""
+        return None
 
     @property
     def update_envs(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hpcrl.config.actor_critic import A2CConfig, A3CConfig, PPOConfig
+from hpcrl.config.offline import BCConfig
 from hpcrl.config.run_ahead import AppoConfig, ImpalaConfig
 from hpcrl.config.train import TrainConfig
 from hpcrl.errors import ConfigError
@@ -13,6 +14,7 @@ CONFIGS: dict[str, type[TrainConfig]] = {
     "a3c": A3CConfig,
     "impala": ImpalaConfig,
     "appo": AppoConfig,
+    "bc": BCConfig,
 }
 
 

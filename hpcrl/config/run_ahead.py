@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from hpcrl.config.actor_critic import ActorCriticConfig
@@ -44,6 +45,9 @@ class ImpalaConfig(ActorCriticConfig):
     behaviour_epsilon: float = option(
         0.0, "Share of uniformly random actions; V-trace corrects for it (discrete actions).", "run_ahead"
     )
+    from_trajectories: Path | None = option(
+        None, "Run directory whose recorded trajectories are learned from, instead of acting.", "trajectories"
+    )
     rho_bar: float = option(1.0, "V-trace: clip of the ratios in the value targets.", "algorithm")
     c_bar: float = option(1.0, "V-trace: clip of the ratios in the trace.", "algorithm")
     pg_rho_bar: float = option(1.0, "V-trace: clip of the ratios in the policy gradient.", "algorithm")
@@ -63,12 +67,22 @@ class ImpalaConfig(ActorCriticConfig):
         self._require(
             "deterministic", not (self.deterministic and self.inference == "learner"), "false with --inference learner"
         )
+        self._require_offline()
+        offline = "with --from-trajectories, where nothing is acted"
+        acts = self.from_trajectories is None
+        self._require("inference", acts or self.inference == "actor", f"actor {offline}")
+        self._require("behaviour_epsilon", acts or not self.behaviour_epsilon, f"0 {offline}")
         central_minibatches = self.inference == "learner" and self.in_lockstep and self.num_envs > self.batch_envs
         self._require(
             "schedule",
             not central_minibatches,
             f"run-ahead with --inference learner where a round of {self.num_envs} environments makes several updates",
         )
+
+    @property
+    def source(self) -> Path | None:
+        """The run whose recorded trajectories are learned from."""
+        return self.from_trajectories
 
     @property
     def update_envs(self) -> int:

@@ -89,7 +89,16 @@ class TrainConfig:
     )
     stop_return: float | None = option(None, "Stop once rollout/return_last_100 reaches this.", "run")
     checkpoint_every: int = option(50_000, "Environment steps between checkpoints (0: only at the end).", "run")
-    checkpoint_keep: int = option(2, "Newest checkpoints to keep beside the best.", "run")
+    checkpoint_keep: int = option(2, "Newest checkpoints to keep beside the best and the milestones.", "run")
+    checkpoint_milestones: int = option(
+        0, "Environment steps between checkpoints that are kept for ever, whatever the others (0: none).", "run"
+    )
+    checkpoint_local: Path | None = option(
+        None,
+        "Folder of the node where checkpoints are written before they are copied to the run in one stream: for shared "
+        "file systems that are slow at small pieces. '$TMPDIR', in quotes, is looked up on the node.",
+        "run",
+    )
     hang_timeout: float = option(300.0, "Seconds without a sign of life after which a rank counts as stuck.", "run")
     check_in_sync_every: int = option(
         100,
@@ -101,6 +110,20 @@ class TrainConfig:
     profile: bool = option(
         False, "Write what every rank did when to trace.json (the newest 100,000 spans a rank, 15 MB).", "run"
     )
+
+    # Trajectories
+
+    record_trajectories: bool = option(
+        False, "Write what is acted to trajectories/ of the run directory, in HDF5.", "trajectories"
+    )
+    record_evaluation: bool = option(False, "Write the episodes of evaluations there too.", "trajectories")
+    record_fraction: float = option(
+        1.0, "Share of the environments whose episodes are recorded, spread evenly.", "trajectories"
+    )
+    record_compression: Literal["gzip", "zstd", "none"] = option(
+        "gzip", "How: gzip opens everywhere; zstd is faster and smaller (pip install 'hpcrl[zstd]').", "trajectories"
+    )
+    record_shard_mb: int = option(256, "Megabytes after which an actor begins another file.", "trajectories")
 
     # Evaluation
 
@@ -126,6 +149,12 @@ class TrainConfig:
         "auto",
         "How learners sum their gradients. host: through MPI in host memory; nccl: between GPUs, of which each learner "
         "needs its own; auto: nccl where it can be and passes its test, else host.",
+        "layout",
+    )
+    compile: Literal["none", "kernels", "graphs"] = option(
+        "none",
+        "How GPUs compute updates. none: operation by operation; kernels: compiled by torch, which takes a minute or "
+        "so at first; graphs: these, started together as CUDA graphs.",
         "layout",
     )
     share_gpus: bool = option(False, "Learners share GPUs where there are fewer.", "layout")
@@ -187,6 +216,7 @@ class TrainConfig:
         self._check_tasks()
         self._check_atari()
         self._check_run()
+        self._check_trajectories()
         self._check_evaluation()
         self._check_layout()
         self._check_device()
@@ -218,11 +248,25 @@ class TrainConfig:
 
     def _check_run(self) -> None:
         self._require_range(COUNT, "total_env_steps", "num_iterations")
-        self._require_range(NOT_NEGATIVE, "checkpoint_every", "check_in_sync_every")
+        self._require_range(NOT_NEGATIVE, "checkpoint_every", "checkpoint_milestones", "check_in_sync_every")
         self._require_range(POSITIVE, "hang_timeout")
         self._require("seed", 0 <= self.seed < MAX_SEED, "at least 0 and below 2**63")
         self._require("checkpoint_keep", self.checkpoint_keep >= 2, "at least 2")
         self._require("stop_return", self.stop_return is None or math.isfinite(self.stop_return), "a finite number")
+
+    def _check_trajectories(self) -> None:
+        self._require("record_fraction", 0 < self.record_fraction <= 1, "above 0 and at most 1")
+        records = self.record_trajectories or self.record_evaluation
+        for name, default in (("record_fraction", 1.0), ("record_compression", "gzip"), ("record_shard_mb", 256)):
+            self._require(name, records or getattr(self, name) == default, f"{default} where nothing is recorded")
+        self._require(
+            "record_fraction",
+            not self.record_trajectories or int(self.num_envs * self.record_fraction) > 0,
+            "large enough to hold one of the --num-envs environments",
+        )
+        self._require_range(COUNT, "record_shard_mb")
+        evaluates = self.eval_every > 0 or self.eval_at_start
+        self._require("record_evaluation", not self.record_evaluation or evaluates, "false without --eval-every")
 
     def _check_evaluation(self) -> None:
         self._require_range(NOT_NEGATIVE, "eval_every")
@@ -236,6 +280,7 @@ class TrainConfig:
     def _check_device(self) -> None:
         self._require("share_gpus", not (self.share_gpus and self.device == "cpu"), "false with --device cpu")
         self._require("allreduce", self.allreduce != "nccl" or self.device != "cpu", "auto or host with --device cpu")
+        self._require("compile", self.compile == "none" or self.device != "cpu", "none with --device cpu")
 
     def _check_model(self) -> None:
         self._require_range(COUNT, "core_size")

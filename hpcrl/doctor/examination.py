@@ -18,6 +18,7 @@ from hpcrl.cluster.waiting import Waiter
 from hpcrl.doctor.cores import judge_cores
 from hpcrl.doctor.facts import RankFacts, TorchFacts, look_at_rank, look_at_torch
 from hpcrl.doctor.finding import Finding
+from hpcrl.doctor.gpu_use import judge_gpu_use
 from hpcrl.doctor.gpus import judge_gpus, list_gpus
 from hpcrl.doctor.library import judge_library, look_at_library
 from hpcrl.doctor.links import check_sums, judge_links, measure_links
@@ -56,6 +57,7 @@ class Examination:
         limit.enter("nodes")
         _, self._node_of = split_nodes(comm)
         self._is_first = self._node_of[comm.rank] == comm.rank
+        limit.enter("gpus of every rank")
         self.ranks: Sequence[RankFacts] = gather(comm, look_at_rank(comm.rank, self._node_of[comm.rank]), self._waiter)
 
     def add(self, finding: Finding | None) -> None:
@@ -74,6 +76,8 @@ class Examination:
             self.add(judge_cores(self.ranks, library(), environment))
             self.add(judge_threads(self.ranks))
             self.add(judge_gpus(self.ranks, aware))
+            for finding in judge_gpu_use(self.ranks):
+                self.add(finding)
             self.add(judge_library(mpi, len(set(self._node_of)), environment))
         self._test_links()
         self._look_at_files(run_dir, environment)

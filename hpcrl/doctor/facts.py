@@ -6,10 +6,15 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+
+from hpcrl.devices.gpus import own_gpus
+from hpcrl.devices.nvml import Nvml, open_nvml
+from hpcrl.doctor.copies import copy_rate
 
 #: Variables by which numerical libraries are told how many threads to start.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -39,6 +44,7 @@ class TorchFacts:
         cores: that the process may use once torch is loaded.
         build: `cpu`, or the version of CUDA or ROCm.
         devices: number of GPUs that it can use.
+        copy_rates: bytes a second from pinned host memory to each of these, in CUDA's order; None where that failed.
         trouble: why it can't be loaded.
     """
 
@@ -46,7 +52,27 @@ class TorchFacts:
     cores: tuple[int, ...] = ()
     build: str = "cpu"
     devices: int = 0
+    copy_rates: tuple[float | None, ...] = ()
     trouble: str = ""
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """A GPU, or a MIG instance, that CUDA shows a rank; None is what the driver doesn't tell.
+
+    Attributes:
+        uuid: begins with GPU- or MIG-.
+        name: the product's.
+        memory_bytes: that it has.
+        busy_percent: share of the moments before in which it computed.
+        used_bytes: memory in use by anybody.
+    """
+
+    uuid: str
+    name: str
+    memory_bytes: int | None
+    busy_percent: int | None
+    used_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -62,6 +88,7 @@ class RankFacts:
         versions: of Python and packages.
         torch: of this rank, or of one of its node in the same situation.
         listed_gpus: those that the driver's own tool lists on its node.
+        gpus: those that CUDA shows it, in CUDA's order, as they were before anybody loaded torch.
     """
 
     rank: int
@@ -74,12 +101,15 @@ class RankFacts:
     versions: Mapping[str, str] = field(default_factory=dict)
     torch: TorchFacts | None = None
     listed_gpus: tuple[str, ...] = ()
+    gpus: tuple[GpuFacts, ...] = ()
 
     @property
     def situation(self) -> tuple[object, ...]:
         """What torch's answers depend on."""
         names = (*THREAD_VARIABLES, *PIN_VARIABLES, "CUDA_VISIBLE_DEVICES")
-        return (self.node, len(self.cores), *(self.variables.get(name) for name in names))
+        # Under one value of CUDA_VISIBLE_DEVICES tasks of Slurm may each see another GPU.
+        gpus = tuple(gpu.uuid for gpu in self.gpus)
+        return (self.node, len(self.cores), gpus, *(self.variables.get(name) for name in names))
 
 
 def look_at_rank(rank: int, node: int) -> RankFacts:
@@ -94,7 +124,21 @@ def look_at_rank(rank: int, node: int) -> RankFacts:
         quota=_quota(Path("/sys/fs/cgroup")),
         variables={name: os.environ[name] for name in names if name in os.environ},
         versions={"Python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        gpus=look_at_gpus(),
     )
+
+
+def look_at_gpus(open_library: Callable[[], Nvml | None] = open_nvml) -> tuple[GpuFacts, ...]:
+    """The GPUs that CUDA would show this process, told without starting it. Local.
+
+    Args:
+        open_library: see `hpcrl.devices.nvml.open_nvml`.
+    """
+    shown = own_gpus(open_library)
+    if not shown or (library := open_library()) is None:
+        return ()
+    with closing(library):
+        return tuple(GpuFacts(gpu.uuid, gpu.name, gpu.memory_bytes, *library.usage(gpu.uuid)) for gpu in shown)
 
 
 def look_at_torch() -> TorchFacts:
@@ -104,7 +148,9 @@ def look_at_torch() -> TorchFacts:
     except (ImportError, OSError) as error:
         return TorchFacts(trouble=f"{' '.join(str(error).split())} (in {sys.executable})")
     build = str(torch.version.cuda or getattr(torch.version, "hip", None) or "cpu")
-    return TorchFacts(torch.get_num_threads(), tuple(sorted(os.sched_getaffinity(0))), build, torch.cuda.device_count())
+    threads, cores = torch.get_num_threads(), tuple(sorted(os.sched_getaffinity(0)))
+    devices = torch.cuda.device_count()
+    return TorchFacts(threads, cores, build, devices, tuple(copy_rate(torch, index) for index in range(devices)))
 
 
 def by_node(facts: Sequence[RankFacts]) -> list[list[RankFacts]]:

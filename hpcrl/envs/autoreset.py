@@ -29,6 +29,7 @@ class Transition(NamedTuple):
             broke.
         final_observations: [m, ...], last observations of the episodes of `final_rows`.
         final_rows: int [m], environments whose episode was truncated and not terminated, ascending.
+        last_observations: [n, ...], last observations of the episodes of `ended_rows`; None unless they are kept.
     """
 
     observation: NDArray
@@ -40,6 +41,7 @@ class Transition(NamedTuple):
     begun_rows: NDArray[np.intp]
     final_observations: NDArray
     final_rows: NDArray[np.intp]
+    last_observations: NDArray | None = None
 
 
 #: Gives the seeds, int64 [n], of the next episodes of the environments in rows [n].
@@ -59,8 +61,8 @@ class _DisabledStepper:
     the environment did not make the step, and waits for a reset.
     """
 
-    def __init__(self, envs: Any, next_seeds: NextSeeds) -> None:
-        self._envs, self._next_seeds = envs, next_seeds
+    def __init__(self, envs: Any, next_seeds: NextSeeds, keep_lasts: bool) -> None:
+        self._envs, self._next_seeds, self._keep_lasts = envs, next_seeds, keep_lasts
         self._begin = self._begin_rows if hasattr(envs, "reset_rows") else self._begin_by_mask
 
     def step(self, actions: NDArray) -> Transition:
@@ -72,13 +74,16 @@ class _DisabledStepper:
         begun = ended if broken is None else (over | broken).nonzero()[0]
         valid = None if broken is None else ~broken
         if not len(begun):
-            return Transition(observation, reward, terminated, truncated, valid, ended, begun, observation[:0], begun)
+            none = observation[:0]
+            lasts = none if self._keep_lasts else None
+            return Transition(observation, reward, terminated, truncated, valid, ended, begun, none, begun, lasts)
         final_rows = _only_truncated(terminated, truncated)
         finals = observation[final_rows]
+        lasts = observation[ended] if self._keep_lasts else None
         # A reset by mask clears the environment's own arrays, which these may be.
         terminated, truncated = terminated.copy(), truncated.copy()
         observation = self._begin(observation, begun, self._next_seeds(begun))
-        return Transition(observation, reward, terminated, truncated, valid, ended, begun, finals, final_rows)
+        return Transition(observation, reward, terminated, truncated, valid, ended, begun, finals, final_rows, lasts)
 
     def _begin_rows(self, observation: NDArray, rows: NDArray[np.intp], seeds: NDArray[np.int64]) -> NDArray:
         """Only the environments that begin an episode are touched; only our own offer it."""
@@ -94,8 +99,8 @@ class _DisabledStepper:
 class _NextStepStepper:
     """The step after an end ignores its action and returns the first observation of the next episode."""
 
-    def __init__(self, envs: Any, next_seeds: NextSeeds) -> None:
-        self._envs, self._next_seeds = envs, next_seeds
+    def __init__(self, envs: Any, next_seeds: NextSeeds, keep_lasts: bool) -> None:
+        self._envs, self._next_seeds, self._keep_lasts = envs, next_seeds, keep_lasts
         self._ended = np.zeros(envs.num_envs, np.bool_)
 
     def step(self, actions: NDArray) -> Transition:
@@ -109,14 +114,15 @@ class _NextStepStepper:
             self._next_seeds(rows)
         final_rows = _only_truncated(terminated, truncated)
         finals = observation[final_rows]
-        return Transition(observation, reward, terminated, truncated, valid, rows, rows, finals, final_rows)
+        lasts = observation[rows] if self._keep_lasts else None
+        return Transition(observation, reward, terminated, truncated, valid, rows, rows, finals, final_rows, lasts)
 
 
 class _SameStepStepper:
     """The step that ends an episode returns the first observation of the next; the last one is in the info."""
 
-    def __init__(self, envs: Any, next_seeds: NextSeeds) -> None:
-        self._envs, self._next_seeds = envs, next_seeds
+    def __init__(self, envs: Any, next_seeds: NextSeeds, keep_lasts: bool) -> None:
+        self._envs, self._next_seeds, self._keep_lasts = envs, next_seeds, keep_lasts
 
     def step(self, actions: NDArray) -> Transition:
         observation, reward, terminated, truncated, info = self._envs.step(actions)
@@ -124,28 +130,40 @@ class _SameStepStepper:
         final_rows = _only_truncated(terminated, truncated)
         if len(rows):
             self._next_seeds(rows)
-        if final_rows.size and "final_obs" not in info:
+        if (final_rows.size or (rows.size and self._keep_lasts)) and "final_obs" not in info:
             raise EnvironmentFailure("an environment in SAME_STEP mode must give info['final_obs'] at a truncation")
-        finals = np.stack([info["final_obs"][row] for row in final_rows]) if len(final_rows) else observation[:0]
-        return Transition(observation, reward, terminated, truncated, None, rows, rows, finals, final_rows)
+        finals = _pick(info, final_rows, observation)
+        lasts = _pick(info, rows, observation) if self._keep_lasts else None
+        return Transition(observation, reward, terminated, truncated, None, rows, rows, finals, final_rows, lasts)
+
+
+def _pick(info: dict[str, Any], rows: NDArray[np.intp], observation: NDArray) -> NDArray:
+    """The final observations of `rows`, as a SAME_STEP environment tells them."""
+    return np.stack([info["final_obs"][row] for row in rows]) if len(rows) else observation[:0]
 
 
 def _only_truncated(terminated: NDArray[np.bool_], truncated: NDArray[np.bool_]) -> NDArray[np.intp]:
     return (truncated > terminated).nonzero()[0]
 
 
-_STEPPERS: dict[AutoresetMode, Callable[[Any, NextSeeds], Stepper]] = {
+_STEPPERS: dict[AutoresetMode, Callable[[Any, NextSeeds, bool], Stepper]] = {
     AutoresetMode.DISABLED: _DisabledStepper,
     AutoresetMode.NEXT_STEP: _NextStepStepper,
     AutoresetMode.SAME_STEP: _SameStepStepper,
 }
 
 
-def make_stepper(envs: Any, next_seeds: NextSeeds) -> Stepper:
-    """The stepper for the autoreset mode that the environment's metadata names; ConfigError for one unknown."""
+def make_stepper(envs: Any, next_seeds: NextSeeds, keep_lasts: bool = False) -> Stepper:
+    """The stepper for the autoreset mode that the environment's metadata names; ConfigError for one unknown.
+
+    Args:
+        envs: a vector environment.
+        next_seeds: begins episodes.
+        keep_lasts: whether transitions tell the last observations of all episodes.
+    """
     mode = envs.metadata.get("autoreset_mode")
     try:
-        return _STEPPERS[AutoresetMode(mode)](envs, next_seeds)
+        return _STEPPERS[AutoresetMode(mode)](envs, next_seeds, keep_lasts)
     except ValueError:
         known = ", ".join(known.value for known in AutoresetMode)
         name = type(envs).__name__

@@ -45,7 +45,10 @@ def unroll_rows(unroll: Unroll, columns: slice) -> list[Rows]:
 
 
 class Finals(NamedTuple):
-    """Last observations [n, ...] of the episodes that a step truncated, and their environments, int [n] ascending."""
+    """Last observations [n, ...] of episodes, of the truncated ones alone in a step; and their environments, ascending.
+
+    The environments are int [n], rows of the step.
+    """
 
     observations: NDArray
     rows: NDArray[np.intp]
@@ -106,10 +109,12 @@ class EpisodeEnvs:
     Args:
         gamma: discount of the discounted returns, which are kept where there is room for them.
         restarts: counts environments that break; by default each of these objects has its own.
+        keep_lasts: whether the last observation of every episode is told.
 
     Attributes:
         observation: [B, ...], what the next action answers to.
         rows: steps that each environment has made, a plain count; the counter of the action noise.
+        lasts: of the episodes that ended in the newest step; None unless they are told.
     """
 
     def __init__(
@@ -122,7 +127,9 @@ class EpisodeEnvs:
         purpose: Purpose = Purpose.EPISODE_SEED,
         gamma: float = 1.0,
         restarts: Restarts | None = None,
+        keep_lasts: bool = False,
     ) -> None:
+        self.lasts: Finals | None = None
         self.num_envs, self.first_env, self.task = num_envs, first_env, task
         self.env_index = np.arange(first_env, first_env + num_envs)
         self.rows = 0
@@ -141,7 +148,7 @@ class EpisodeEnvs:
             self._envs = make_vector_env(world, num_envs, task, restarts)
             if isinstance(self._envs, FragileEnvs):
                 self._envs.belong_to(self.env_index, self._episode_number, self._seeds_anew)
-            self._stepper = make_stepper(self._envs, self._next_seeds)
+            self._stepper = make_stepper(self._envs, self._next_seeds, keep_lasts)
             self._snapshots: Snapshots = make_snapshots(self._envs)
             self.observation = self._first_observation(self._envs)
 
@@ -201,6 +208,8 @@ class EpisodeEnvs:
         into.ended[...] = False
         into.ended[transition.ended_rows] = True
         self._count(transition, into)
+        if transition.last_observations is not None:
+            self.lasts = Finals(transition.last_observations, transition.ended_rows)
         return Finals(transition.final_observations, transition.final_rows)
 
     def _count(self, transition: Transition, into: Rows) -> None:

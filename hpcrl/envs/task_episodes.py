@@ -55,6 +55,14 @@ class TaskEpisodes:
         return self._envs.observation if self._names is None else self._names.observation
 
     @property
+    def lasts(self) -> Finals | None:
+        """As `EpisodeEnvs.lasts`."""
+        lasts = self._envs.lasts
+        if lasts is None or self._names is None:
+            return lasts
+        return lasts._replace(observations=self._names.named(lasts.observations))
+
+    @property
     def rows(self) -> int:
         """Steps that each environment has made."""
         return self._envs.rows

@@ -71,7 +71,9 @@ def stack_sequence(space: Space, sequence: Sequence) -> Tensor:
 def taken(elements: Tensor, index: Tensor) -> Tensor:
     """Elements [N, *shape] at int64 [...] -> [..., *shape], in words of eight bytes where that is possible."""
     rows = elements.reshape(len(elements), math.prod(elements.shape[1:]))
-    wide = rows.dtype.itemsize < 8 and rows.shape[1] * rows.dtype.itemsize % 8 == 0 and rows.storage_offset() % 8 == 0
+    # A compiler can't ask where a tensor begins in memory, and needs no words.
+    wide = not torch.compiler.is_compiling() and rows.dtype.itemsize < 8
+    wide = wide and rows.shape[1] * rows.dtype.itemsize % 8 == 0 and rows.storage_offset() % 8 == 0
     words = rows.view(torch.int64) if wide else rows
     return words.index_select(0, index.flatten()).view(rows.dtype).view(*index.shape, *elements.shape[1:])
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 def on_host(tensor: Tensor) -> bool:
-    """Whether the tensor is a CPU's to compute with."""
-    return tensor.is_cpu
+    """Whether the tensor is a CPU's to compute with, operation by operation: a compiler arranges them itself."""
+    return tensor.is_cpu and not torch.compiler.is_compiling()

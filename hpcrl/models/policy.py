@@ -142,10 +142,25 @@ class Policy(nn.Module):
             parameters [B, P] of the action distributions, and the state after this observation float32 [B, S].
         """
         seen = self.inputs(observation)
-        return self.step_on(self.encoder.features(seen), seen, state)
+        parameters, state, _ = self.step_on(self.encoder.features(seen), seen, state)
+        return parameters, state
 
-    def step_on(self, features: Tensor, seen: Seen, state: Tensor) -> tuple[Tensor, Tensor]:
-        """`step` from the features float32 [B, F] of what is seen on."""
+    @torch.inference_mode()
+    def step_and_value(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `step`, and the values float32 [B] of the observations."""
+        seen = self.inputs(observation)
+        parameters, state, features = self.step_on(self.encoder.features(seen), seen, state)
+        return parameters, state, self.value_on(features, seen)
+
+    def step_on(self, features: Tensor, seen: Seen, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`step` from the features float32 [B, F] of what is seen on; and those that the heads see."""
         if self.core is not None:
             features, state = self.core.step(features, state)
-        return self._masked(nn.functional.linear(features, self.head.weight, self.head.bias), seen.mask), state
+        parameters = self._masked(nn.functional.linear(features, self.head.weight, self.head.bias), seen.mask)
+        return parameters, state, features
+
+    def value_on(self, features: Tensor, seen: Seen) -> Tensor:
+        """The values float32 [B] of what is seen, from the features that the heads see."""
+        if self.value_encoder is not None:
+            return self.value_encoder(seen, self.value_head)[0].squeeze(-1)
+        return self.value_head(features).squeeze(-1)

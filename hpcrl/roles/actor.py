@@ -24,6 +24,8 @@ from hpcrl.roles.account import UnrollAccount
 from hpcrl.roles.boundary import Boundary
 from hpcrl.roles.inference import Inference
 from hpcrl.roles.memory import ActingMemory
+from hpcrl.roles.recording import Recording
+from hpcrl.roles.replaying import ReplayActor
 from hpcrl.roles.schedule import Schedule
 from hpcrl.roles.snapshot import concatenate_environments, split_environments
 from hpcrl.signals import Requests
@@ -42,6 +44,10 @@ class Actor:
         seed: of the run.
         requests, waiter: of the rank.
         memory: what its policy remembers.
+        recording: records its unrolls; None where nothing is.
+
+    Attributes:
+        recording: as above.
     """
 
     def __init__(
@@ -55,7 +61,9 @@ class Actor:
         requests: Requests,
         waiter: Waiter,
         memory: Memory = NO_MEMORY,
+        recording: Recording | None = None,
     ) -> None:
+        self.recording = recording
         self._rank = rank
         self._groups = groups
         self._inference, self._head, self._epsilon = inference, head, epsilon
@@ -85,6 +93,7 @@ class Actor:
     def _act(self, unroll: Unroll) -> None:
         slot = self._views(unroll)
         behaviour: list[list[Tensor]] = [[] for _ in self._groups]
+        values: list[list[Tensor]] = [[] for _ in self._groups]
         self._inference.begin()
         for group, envs in enumerate(self._groups):
             slot[group].first_observation[...] = envs.observation
@@ -93,7 +102,7 @@ class Actor:
         length = 0
         while length < unroll.length:
             for group in range(len(self._groups)):
-                self._step(unroll, slot[group], length, group, behaviour[group])
+                self._step(unroll, slot[group], length, group, behaviour[group], values[group])
             length += 1
             self._waiter.tick()
             # The next step may need a row for every environment.
@@ -103,6 +112,8 @@ class Actor:
                 for group in range(len(self._groups)):
                     self._inference.answer(group)
         self._finish(unroll, behaviour)
+        if self.recording is not None:
+            self.recording.finish(unroll, _joined(values))
 
     def _views(self, unroll: Unroll) -> list[_Views]:
         """The views of a slot, made once: slots are used again and again."""
@@ -112,24 +123,30 @@ class Actor:
             self._slots[id(unroll)] = known
         return known[1]
 
-    def _step(self, unroll: Unroll, views: _Views, t: int, group: int, behaviour: list[Tensor]) -> None:
+    def _step(
+        self, unroll: Unroll, views: _Views, t: int, group: int, behaviour: list[Tensor], values: list[Tensor]
+    ) -> None:
         """One step of one group: its actions, and the question for the next ones."""
         envs, memory, activity = self._groups[group], self._memories[group], self._waiter.activity
         activity.enter(Phase.INFERENCE)
         with torch.inference_mode():
-            parameters, memory.state, version = self._inference.answer(group)
+            parameters, memory.state, version, value = self._inference.answer(group)
             if self._epsilon:
                 parameters = self._head.explore(parameters, self._epsilon)
             noise = torch.from_numpy(self._noise[group].at(envs.rows))
             action = self._head.sample(parameters, noise).numpy()
         views.action[t][...] = action
         behaviour.append(parameters)
+        if value is not None:
+            values.append(value)
         if version is not None:
             unroll.row_version[t, views.columns] = version
         activity.enter(Phase.ACTING)
         finals = envs.step_into(views.action[t], views.rows[t])
         if len(finals.rows):
             _add_finals(unroll, t, finals.observations, finals.rows + views.columns.start)
+        if self.recording is not None:
+            self.recording.note_lasts(t, envs.lasts, views.columns.start)
         if memory.is_needed:
             row = views.rows[t]
             memory.observe(envs.observation, row.terminated | row.truncated | ~row.valid)
@@ -186,6 +203,13 @@ class _Views:
         self.core_state, self.history = unroll.core_state[columns], unroll.history[:, columns]
 
 
+def _joined(values: Sequence[Sequence[Tensor]]) -> NDArray[np.float32] | None:
+    """The values of every step and group as float32 [T, B]; None where answers held none."""
+    if not all(values):
+        return None
+    return torch.cat([torch.stack(list(group)) for group in values], 1).numpy()
+
+
 def _add_finals(unroll: Unroll, t: int, observations: NDArray, columns: NDArray) -> None:
     first, end = unroll.num_finals, unroll.num_finals + len(columns)
     unroll.final_observation[first:end] = observations
@@ -208,7 +232,7 @@ class ActorRank:
 
     def __init__(
         self,
-        actor: Actor,
+        actor: Actor | ReplayActor,
         schedule: Schedule,
         weights: Tensor,
         subscriber: WeightsSubscriber,

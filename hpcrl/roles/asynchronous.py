@@ -17,7 +17,6 @@ from hpcrl.cluster.shards import ShardedWeights, split_weights
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.config import A3CConfig
 from hpcrl.envs.tasks import Group
-from hpcrl.models.acting import ActingNetwork
 from hpcrl.roles.async_rank import AsyncRank
 from hpcrl.roles.async_worker import AsyncWorker
 from hpcrl.roles.inference import OwnInference
@@ -73,7 +72,8 @@ class AsynchronousStation(Station):
         block = self._ranks.layout.env_blocks[self._ranks.rank]
         # A worker without environments has a group without any.
         groups = self.groups_of(block) or [Group(0, block)]
-        self.actor = self.make_actor(groups, OwnInference(ActingNetwork(self.policy), len(groups)), epsilon=0.0)
+        network = self.acting_network()
+        self.actor = self.make_actor(groups, OwnInference(network, len(groups)), epsilon=0.0)
         return AsyncWorker(
             self._a3c,
             self.actor,

@@ -30,6 +30,8 @@ def decide(config: TrainConfig, before: int, after: int, stop_requested: bool, s
         flags |= Boundary.REPORT
     if save_requested or _crossed(config.checkpoint_every, before, after):
         flags |= Boundary.SAVE
+    if is_milestone(config, before, after):
+        flags |= Boundary.SAVE
     if after >= config.total_env_steps or stop_requested:
         flags |= Boundary.SAVE | Boundary.STOP
     return flags
@@ -45,6 +47,11 @@ def due_at_start(config: TrainConfig, env_steps: int) -> Boundary:
 def iteration_of(config: TrainConfig, env_steps: int) -> int:
     """Whole iterations that `env_steps` make up, at most num_iterations."""
     return min(env_steps * config.num_iterations // config.total_env_steps, config.num_iterations)
+
+
+def is_milestone(config: TrainConfig, before: int, after: int) -> bool:
+    """Whether a checkpoint at `after` env steps, the one before it being at `before`, stays for ever."""
+    return _crossed(config.checkpoint_milestones, before, after)
 
 
 def _crossed(interval: int, before: int, after: int) -> bool:

@@ -16,6 +16,7 @@ from hpcrl.cluster.mpi import Comm
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.config import A3CConfig, TrainConfig
 from hpcrl.devices.accelerator import Accelerator, CudaAccelerator
+from hpcrl.devices.compiling import How
 from hpcrl.devices.gpus import Gpu, own_gpus
 from hpcrl.errors import ConfigError
 from hpcrl.models.policy import Policy
@@ -23,6 +24,8 @@ from hpcrl.spaces import Task
 
 #: Under `--device auto` smaller policies learn on the CPU: starting kernels would take longer than their products.
 LEAST_WEIGHTS = 100_000
+
+_COMPILED: dict[How, str] = {"none": "", "kernels": ", compiled", "graphs": ", compiled and replayed as CUDA graphs"}
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,12 @@ class Plan:
     Attributes:
         layout: of the world.
         devices: of every learner, by rank; None is the CPU.
+        how: what GPUs compute is compiled.
     """
 
     layout: Layout
     devices: dict[int, Device | None]
+    how: How = "none"
 
     @property
     def on_gpus(self) -> bool:
@@ -49,7 +54,7 @@ class Plan:
             return None
         kinds = ", ".join(f"{names.count(name)} x {name}" if len(names) > 1 else name for name in dict.fromkeys(names))
         shared = len({(self.layout.node_of[rank], d.uuid) for rank, d in self.devices.items() if d}) < len(names)
-        return f"learning on {kinds}" + (" (some shared)" if shared else "")
+        return f"learning on {kinds}" + (" (some shared)" if shared else "") + _COMPILED[self.how]
 
 
 def plan(config: TrainConfig, task: Task, world: Comm, nodes: Sequence[int], waiter: Waiter) -> Plan:
@@ -76,6 +81,9 @@ def make_plan(
         seen: GPUs of every rank; none where its torch can't use them.
         hosts: of every rank.
         wants_gpus: whether GPUs may be used at all.
+
+    Raises:
+        ConfigError: what can't be dealt out, or compiled.
     """
     is_a3c = isinstance(config, A3CConfig)
     sizes = (config.num_envs, config.learner_ranks, len(config.env_ids))
@@ -85,7 +93,14 @@ def make_plan(
         with_gpus = auto_learners(nodes, seen) if wants_gpus else ()
         layout = plan_layout(nodes, config.learners, config.placement, *sizes, with_gpus)
     device = config.device if wants_gpus else "cpu"
-    return Plan(layout, plan_devices(layout.node_of, seen, layout.learners, device, config.share_gpus, hosts))
+    devices = plan_devices(layout.node_of, seen, layout.learners, device, config.share_gpus, hosts)
+    made = Plan(layout, devices, config.compile)
+    if config.compile != "none" and not made.on_gpus:
+        raise ConfigError(
+            f"--compile must be none where learners compute on CPUs, as they do here under --device {config.device}, "
+            f"got {config.compile!r}"
+        )
+    return made
 
 
 def may_use_gpus(config: TrainConfig, task: Task) -> bool:

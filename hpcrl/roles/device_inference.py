@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hpcrl.activity import Phase
 from hpcrl.cluster.inference import AnswerChannel
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.devices.accelerator import Accelerator, Mark
+from hpcrl.devices.compiling import How, compiled, roomy
 from hpcrl.models.acting import ActingNetwork
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
@@ -26,14 +28,26 @@ class DeviceNetwork:
         accelerator: of both.
         num_envs: most environments of one pass.
         num_parameters: P, numbers that describe one action distribution.
+        how: updates are compiled. Passes are compiled as "kernels" under "graphs" too: all that torch replays uses
+            the same memory, and a pass may be under way beside an update.
+        with_value: answers have the value behind their parameters.
     """
 
     def __init__(
-        self, policy: Policy, learned: FlatParameters, accelerator: Accelerator, num_envs: int, num_parameters: int
+        self,
+        policy: Policy,
+        learned: FlatParameters,
+        accelerator: Accelerator,
+        num_envs: int,
+        num_parameters: int,
+        how: How = "none",
+        with_value: bool = False,
     ) -> None:
         self._accelerator, self._queue = accelerator, accelerator.new_queue()
         self._learned, self._flat = learned, FlatParameters(policy)
-        self._network = ActingNetwork(policy)
+        self._network = ActingNetwork(policy, with_value)
+        self._is_compiled = how != "none"
+        self._step = compiled(self._answers, "kernels" if self._is_compiled else "none")
         dtype = getattr(torch, policy.space.dtype)
         # Questions and answers on the host, and the questions there.
         self.observation = accelerator.pinned(torch.empty(num_envs, *policy.space.shape, dtype=dtype))
@@ -59,11 +73,21 @@ class DeviceNetwork:
         queue = self._queue
         queue.copy(self.observation[:num_rows], self._asked[:num_rows])
         queue.copy(self.state[:num_rows], self._before[:num_rows])
+        computed = self._num_computed(num_rows)
         with queue.active(), torch.inference_mode():
-            answers = self._network.step(self._asked[:num_rows], self._before[:num_rows])
+            answers = self._step(self._asked[:computed], self._before[:computed])
         for answer, target in zip(answers, (self.parameters, self.next_state), strict=True):
-            queue.copy(answer, target[:num_rows])
+            queue.copy(answer[:num_rows], target[:num_rows])
         return queue.mark()
+
+    def _answers(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        parameters, state = self._network.step(observation, state)
+        value = self._network.value
+        return parameters if value is None else torch.cat([parameters, value[:, None]], 1), state
+
+    def _num_computed(self, num_rows: int) -> int:
+        """Rows of a pass; compiled ones have few sizes, and answer what was asked before once more."""
+        return min(len(self._asked), roomy(num_rows, 1)) if self._is_compiled else num_rows
 
 
 class DeviceAnsweringService:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hpcrl.roles.actor import Actor
+from hpcrl.roles.replaying import ReplayActor
 from hpcrl.unroll import Unroll, UnrollSpec
 
 
@@ -20,7 +21,12 @@ class HostedReceiver:
     """
 
     def __init__(
-        self, actor: Actor, rank: int, spec: UnrollSpec, num_slots: int, policy_version: Callable[[], int]
+        self,
+        actor: Actor | ReplayActor,
+        rank: int,
+        spec: UnrollSpec,
+        num_slots: int,
+        policy_version: Callable[[], int],
     ) -> None:
         self.actor = rank
         self._actor, self._policy_version = actor, policy_version

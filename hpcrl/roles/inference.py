@@ -22,11 +22,13 @@ class Answer(NamedTuple):
         parameters: float32 [b, P], of the action distributions.
         state: float32 [b, S], the recurrent state after the observations.
         version: of the weights, where they are not the actor's own; else None.
+        value: float32 [b], of the observations, where it was asked for; else None.
     """
 
     parameters: Tensor
     state: Tensor
     version: int | None
+    value: Tensor | None = None
 
 
 class Inference(Protocol):
@@ -62,17 +64,26 @@ class OwnInference:
         self._questions[group] = observation, state
 
     def answer(self, group: int) -> Answer:
-        return Answer(*self._network.step(*self._questions[group]), None)
+        parameters, state = self._network.step(*self._questions[group])
+        return Answer(parameters, state, None, self._network.value)
 
 
 class LearnerInference:
-    """The learner's network."""
+    """The learner's network.
 
-    def __init__(self, channels: Sequence[QuestionChannel], waiter: Waiter) -> None:
+    Args:
+        channels: to it, one for each group.
+        waiter: of the rank.
+        with_value: whether answers have the value behind their parameters.
+    """
+
+    def __init__(self, channels: Sequence[QuestionChannel], waiter: Waiter, with_value: bool = False) -> None:
         self._channels, self._waiter = channels, waiter
-        self._answers = [
-            (torch.from_numpy(channel.parameters), torch.from_numpy(channel.next_state)) for channel in channels
-        ]
+        self._answers = []
+        for channel in channels:
+            answer, state = torch.from_numpy(channel.parameters), torch.from_numpy(channel.next_state)
+            parameters, value = (answer[:, :-1], answer[:, -1]) if with_value else (answer, None)
+            self._answers.append((parameters, state, value))
 
     def begin(self) -> None:
         """Nothing to do: the learner knows its weights."""
@@ -87,8 +98,9 @@ class LearnerInference:
         channel = self._channels[group]
         self._waiter.until(channel.is_answered)
         # Kept for the log-probabilities of the whole unroll, while the channel's memory is used again.
-        parameters, state = self._answers[group]
-        return Answer(parameters.clone(), state.clone(), int(channel.version[0]))
+        parameters, state, value = self._answers[group]
+        parameters = parameters.clone(memory_format=torch.contiguous_format)
+        return Answer(parameters, state.clone(), int(channel.version[0]), None if value is None else value.clone())
 
 
 class AnsweringService:
@@ -123,7 +135,7 @@ class AnsweringService:
             state = np.concatenate([channel.state for channel in asking])
             with torch.inference_mode():
                 parameters, next_state = self._network.step(torch.from_numpy(observation), torch.from_numpy(state))
-            reply(asking, parameters, next_state, self._version)
+            reply(asking, parameters, next_state, self._version, self._network.value)
         self._waiter.activity.beat()
         return True
 
@@ -133,14 +145,19 @@ class AnsweringService:
             self._version = version
 
 
-def reply(channels: Sequence[AnswerChannel], parameters: Tensor, state: Tensor, version: int) -> None:
+def reply(
+    channels: Sequence[AnswerChannel], parameters: Tensor, state: Tensor, version: int, value: Tensor | None = None
+) -> None:
     """Give their answers to channels, whose environments lie one after the other. Local.
 
     Args:
         channels: that asked.
         parameters, state: float32 [b, P] and [b, S] of all of them.
         version: of the weights.
+        value: float32 [b], where answers have it behind their parameters.
     """
+    if value is not None:
+        parameters = torch.cat([parameters, value[:, None]], 1)
     first = 0
     for channel in channels:
         end = first + len(channel.observation)

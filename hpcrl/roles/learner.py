@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from hpcrl.activity import Phase
 from hpcrl.algorithms.batch import Batch
-from hpcrl.algorithms.loss import STATISTICS, Targets
+from hpcrl.algorithms.loss import STATISTICS, Loss, Targets
 from hpcrl.algorithms.minibatches import minibatches
 from hpcrl.algorithms.optimizers import make_optimizer
-from hpcrl.algorithms.ppo import clip_range_at, is_too_far, ppo_loss, ppo_targets
-from hpcrl.algorithms.registry import LOSSES, LossFunction
+from hpcrl.algorithms.ppo import clip_range_at, is_too_far, ppo_targets
+from hpcrl.algorithms.registry import LOSSES
 from hpcrl.cluster.collectives import sum_over
 from hpcrl.cluster.filling import Filling
 from hpcrl.cluster.gradients import check_in_sync
@@ -24,6 +24,7 @@ from hpcrl.cluster.reductions import Reduction
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.cluster.weights import Control, WeightsPublisher
 from hpcrl.config import ActorCriticConfig, ImpalaConfig, PPOConfig
+from hpcrl.devices.compiling import told_in_a_sentence
 from hpcrl.devices.nvml import Usage
 from hpcrl.metrics import UPDATE_METRICS, UPDATE_PARTS, Differences, MeanReducer, Range, RangeReducer
 from hpcrl.models.flat import FlatParameters
@@ -72,6 +73,7 @@ class Learner:
         self.config, self._schedule, self._comm = config, schedule, comm
         self._workplace, self._own = workplace, own
         self.policy, self.flat = workplace.policy, workplace.flat
+        self._loss = workplace.loss(LOSSES[config.algorithm])
         self.optimizer = make_optimizer(self.flat.weights, config)
         self._filling = Filling(list(self.policy.parameters()), reduction)
         self.intake, self._publisher, self._waiter = intake, publisher, waiter
@@ -127,12 +129,12 @@ class Learner:
             return
         targets: Targets | None = None
         for _ in range(self.config.num_epochs):
-            targets, sums = self._compute_gradient(LOSSES[self.config.algorithm], batch, targets)
+            targets, sums = self._compute_gradient(self._loss, batch, targets)
             self._step(sums)
 
     def _learn_in_minibatches(self, batch: Batch, config: PPOConfig) -> None:
         self._waiter.activity.enter(Phase.LEARNING)
-        loss = partial(ppo_loss, clip_range=clip_range_at(config, self.env_steps))
+        loss = partial(self._loss, clip_range=clip_range_at(config, self.env_steps))
         targets = ppo_targets(self.policy, batch, config)
         for part in minibatches(batch, targets, config, self.env_steps, whole_columns=self.policy.state_size > 0):
             _, sums = self._compute_gradient(loss, part.batch, part.targets)
@@ -143,7 +145,7 @@ class Learner:
                 self._step(sums)
 
     def _compute_gradient(
-        self, loss_function: LossFunction, batch: Batch, targets: Targets | None
+        self, loss_function: Callable[..., Loss], batch: Batch, targets: Targets | None
     ) -> tuple[Targets | None, dict[str, float]]:
         """Loss, backward, allreduce; targets for the next epoch, and the sums that `STATISTICS` names.
 
@@ -160,7 +162,7 @@ class Learner:
         watch.lap("forward")
         flat.tail.copy_(loss.statistics)
         self._workplace.look_around()
-        with self._filling.summing(flat.reduced):
+        with self._filling.summing(flat.reduced), told_in_a_sentence():
             loss.total.backward()
             watch.lap("backward")
         self._gradient_bytes += flat.reduced.nbytes if self._comm.size > 1 else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -61,6 +62,13 @@ class ActingMemory:
         core_state[...] = self.state.numpy()
         if self._frames is not None:
             history[...] = self._frames[:, :-1].transpose(0, 1).numpy()
+
+    def before(self) -> tuple[NDArray[np.float32], NDArray]:
+        """What there was before the newest observation, copies: float32 [B, S] and frames [num_history, B, *shape]."""
+        state = self.state.numpy().copy()
+        if self._frames is None:
+            return state, np.zeros((0, len(state), *self._observation.shape), self._observation.dtype)
+        return state, self._frames[:, :-1].transpose(0, 1).numpy().copy()
 
     def save(self) -> dict[str, NDArray]:
         """Arrays for a checkpoint, environment first; none where nothing is remembered."""

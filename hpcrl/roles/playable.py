@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from hpcrl.config import ActorCriticConfig, ImpalaConfig
+from hpcrl.config import ActorCriticConfig, BCConfig, ImpalaConfig
 from hpcrl.envs.atari import is_atari
 from hpcrl.errors import ConfigError
 from hpcrl.models.heads import check_mask
@@ -17,6 +17,8 @@ def require_playable(config: ActorCriticConfig, task: Task, num_ranks: int) -> N
     policy = Policy(task, config)
     head = policy.head
     _require_use(config, policy)
+    if isinstance(config, BCConfig) and config.source is None:
+        raise ConfigError("bc needs --from-trajectories RUN_DIR, the directory of a run that recorded its trajectories")
     mask = dict(task.observation.leaves).get(ACTION_MASK)
     if mask is not None:
         check_mask(task.action, mask)

@@ -22,8 +22,10 @@ from hpcrl.envs.tasks import divide
 from hpcrl.errors import CheckpointError
 from hpcrl.metrics import CsvFile, EpisodeReducer, Row, TensorBoardFile, columns_of, cut_csv
 from hpcrl.noise import Purpose, seeds
+from hpcrl.roles.boundary import is_milestone
 from hpcrl.roles.computing import Plan
 from hpcrl.spaces import Task
+from hpcrl.storage.background import Background
 from hpcrl.storage.checkpoints import Checkpoint, CheckpointStore
 from hpcrl.storage.run_directory import RunDirectory
 
@@ -42,17 +44,21 @@ class Recorder:
         episodes: reducer over the episodes of all actors.
         best_score: highest score of a checkpoint so far.
         failures: checkpoints that could not be written.
+        pause_s: seconds that training stood still for checkpoints since the last report; the saver adds them up.
     """
 
     def __init__(self, directory: RunDirectory, config: TrainConfig, checkpoint: Checkpoint | None) -> None:
         self.directory, self._config = directory, config
-        self._store = CheckpointStore(directory.checkpoints, config.checkpoint_keep)
+        self._store = CheckpointStore(directory.checkpoints, config.checkpoint_keep, config.checkpoint_local)
+        self._writer = Background()
         tasks = divide(range(config.num_envs), len(config.env_ids))
         self._tasks = dict(zip(config.env_ids, tasks, strict=True)) if len(tasks) > 1 else {}
         self.columns = columns_of(self._tasks)
         self.episodes = EpisodeReducer(self._tasks)
         self.best_score = -math.inf
         self.failures = 0
+        self.pause_s = self._write_s = 0.0
+        self._saved_steps = 0
         self._elapsed_before_s = 0.0
         self._steps_reported = 0
         # Of every environment; none before a start, so that no row stays.
@@ -72,7 +78,7 @@ class Recorder:
     def _go_on_from(self, checkpoint: Checkpoint) -> None:
         self._elapsed_before_s = float(checkpoint.attributes["elapsed_s"])
         self.best_score = float(checkpoint.attributes["best_score"])
-        self._steps_reported = int(checkpoint.attributes["env_steps"])
+        self._steps_reported = self._saved_steps = int(checkpoint.attributes["env_steps"])
         # Not env_steps / num_envs: an environment also counts the rows in which it only reset itself.
         self._rows_before = checkpoint.arrays["rng/action_counter"]
         self.episodes.restore(checkpoint.group("progress/episodes"))
@@ -101,6 +107,10 @@ class Recorder:
         made = env_steps - self._steps_reported
         row["time/env_steps_per_s"] = made / max(now - self._reported, 1e-9) if made else math.nan
         self._reported, self._steps_reported = now, env_steps
+        if self._writer.is_over:
+            self.finish_save()
+        row |= {"time/checkpoint_pause_s": self.pause_s, "time/checkpoint_write_s": self._write_s}
+        self.pause_s = self._write_s = 0.0
         self._metrics.write([row])
         if self._tensorboard is not None:
             self._tensorboard.write(row)
@@ -118,21 +128,45 @@ class Recorder:
         return self.best_score
 
     def save(self, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> None:
-        """Write a checkpoint of the moment that was scored; a disk that refuses is a loud warning, the run goes on."""
+        """Begin to write a checkpoint of the moment that was scored, in the background; the last one must be finished.
+
+        Args:
+            arrays: nobody changes them any more.
+            attributes: of the checkpoint.
+        """
+        env_steps = int(attributes["env_steps"])
         score = None if math.isnan(self._score) else self._score
+        milestone = is_milestone(self._config, self._saved_steps, env_steps)
+
+        def write() -> None:
+            self._store.save(f"step_{env_steps:012d}", arrays, attributes, score, milestone)
+            self._saved_steps = env_steps
+
+        self._writer.begin(write)
+
+    def finish_save(self) -> None:
+        """Wait for the checkpoint under way; a disk that refused it is a loud warning, the run goes on."""
         try:
-            self._store.save(f"step_{attributes['env_steps']:012d}", arrays, attributes, score)
+            self._write_s += self._writer.wait()
         except CheckpointError as error:
             self.failures += 1
             warnings.warn(f"CHECKPOINT NOT WRITTEN, training goes on without it: {error}", RuntimeWarning, stacklevel=2)
 
     def conclude(self, is_finished: bool) -> None:
-        """Note that the run left in order, for scripts; not where its last checkpoint is missing."""
+        """Wait for the last checkpoint, then note that the run left in order, for scripts; not where one is missing."""
+        self.finish_save()
         if not self.failures:
             self.directory.write_outcome("finished" if is_finished else "stopped")
 
+    def abandon(self) -> None:
+        """Give up the run directory once nothing is written there any more, where the run did not leave in order."""
+        self._writer.close()
+        self.directory.close()
+
     def close(self) -> None:
-        """Close the files and give up the run directory."""
+        """Wait for the checkpoint under way, close the files and give up the run directory."""
+        self.finish_save()
+        self._writer.close()
         self._metrics.close()
         if self._episode_log is not None:
             self._episode_log.close()
@@ -161,7 +195,7 @@ def run_facts(config: TrainConfig, task: Task, plan: Plan, hosts: list[str], num
         "versions": {
             "python": platform.python_version(),
             "mpi": library(),
-            **{name: _version(name) for name in _PACKAGES},
+            **package_versions(),
         },
         "machine": {
             "cpu": _cpu_model(),
@@ -185,6 +219,11 @@ def changes_since(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
         old, new = before.get(part, {}), now[part]
         changed += [f"{part} {key}" for key in new if old.get(key) != new[key] and key != "hosts"]
     return changed
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of what a run is made of; None for what is not installed as a package. Local."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def _version(package: str) -> str | None:

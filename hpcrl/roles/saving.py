@@ -1,9 +1,10 @@
-"""Gathers the whole state of a run on rank 0, and has it written."""
+"""Gathers the whole state of a run on rank 0, and has it written while training goes on."""
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -38,21 +39,32 @@ class Saver:
     ) -> None:
         self._config, self._ranks, self._station, self._waiter = config, ranks, station, waiter
         self._reporter, self._recorder = reporter, recorder
+        # Of the last checkpoint: the system takes several times as long to find memory as to copy into it.
+        self._room: Arrays = {}
 
     def save_checkpoint(self, env_steps: int, learner_updates: int, evaluation: float) -> None:
-        """Write a checkpoint to the run directory; arguments as of `snapshot`."""
-        arrays, attributes = self.snapshot(env_steps, learner_updates, evaluation)
+        """Take a checkpoint for the run directory, which rank 0 writes in the background; arguments as of `snapshot`.
+
+        Waits for the one before it: at most one is under way, and in memory.
+        """
+        begin = time.monotonic()
+        if self._recorder is not None:
+            self._recorder.finish_save()
+        arrays, attributes = self.snapshot(env_steps, learner_updates, evaluation, self._room)
+        self._room = {name: array for name, array in arrays.items() if name.startswith(("weights/", "optimizer/"))}
         if self._recorder is not None:
             self._recorder.save(arrays, attributes)
+            self._recorder.pause_s += time.monotonic() - begin
 
     def snapshot(
-        self, env_steps: int, learner_updates: int, evaluation: float = math.nan
+        self, env_steps: int, learner_updates: int, evaluation: float = math.nan, room: Arrays | None = None
     ) -> tuple[Arrays, dict[str, Any]]:
-        """The state of the run on rank 0, arrays by name and attributes; empty elsewhere.
+        """The state of the run on rank 0, arrays by name and attributes; empty elsewhere. All of it is copies.
 
         Args:
             env_steps, learner_updates: so far.
             evaluation: the score of an evaluation of these weights; NaN where there was none.
+            room: arrays that nobody needs any more, to copy into.
         """
         self._reporter.collect_episodes()
         station = self._station
@@ -60,7 +72,7 @@ class Saver:
         optimizer, updates = station.gather_optimizer(), self._reporter.updates_so_far()
         if self._recorder is None or optimizer is None:
             return {}, {}
-        arrays = weight_arrays(station.flat) | optimizer_arrays(station.flat, optimizer)
+        arrays = weight_arrays(station.flat, room) | optimizer_arrays(station.flat, optimizer, room)
         arrays |= merge_environments([state for state in states if state is not None])
         arrays |= {"rng/seed": np.array([self._config.seed]), "rng/action_counter": arrays["environments/rows"]}
         arrays |= {f"normalisers/{name}": array for name, array in station.normaliser_arrays().items()}

@@ -13,7 +13,6 @@ from hpcrl.cluster.waiting import Waiter
 from hpcrl.config import TrainConfig
 from hpcrl.envs.world import evaluation_worlds
 from hpcrl.metrics import Row
-from hpcrl.models.policy import Policy
 from hpcrl.roles.evaluation import play_episodes
 from hpcrl.roles.station import Station
 from hpcrl.spaces import Task
@@ -27,7 +26,7 @@ def evaluate(config: TrainConfig, task: Task, ranks: Ranks, station: Station, wa
     """
     results: list[NDArray[np.float64]] = []
     if station.actor is not None:
-        results = _play_share(config, task, ranks, station.policy, waiter)
+        results = _play_share(config, task, ranks, station, waiter)
     parts = gather(ranks.world, results, waiter)
     if not parts:
         return {}
@@ -36,14 +35,15 @@ def evaluate(config: TrainConfig, task: Task, ranks: Ranks, station: Station, wa
 
 
 def _play_share(
-    config: TrainConfig, task: Task, ranks: Ranks, policy: Policy, waiter: Waiter
+    config: TrainConfig, task: Task, ranks: Ranks, station: Station, waiter: Waiter
 ) -> list[NDArray[np.float64]]:
     """This actor's episodes of each task, as `play_episodes` gives them. Local."""
     actors, worlds = ranks.layout.actors, evaluation_worlds(config)
     shares = share(len(worlds), config.eval_episodes, actors.index(ranks.rank), len(actors))
-    options = (config.seed, config.eval_deterministic, waiter.tick)
+    options = (config.seed, config.eval_deterministic, waiter.tick, station.evaluation_recorder)
     return [
-        play_episodes(policy, world, task, episodes, *options) for world, episodes in zip(worlds, shares, strict=True)
+        play_episodes(station.policy, world, task, episodes, *options)
+        for world, episodes in zip(worlds, shares, strict=True)
     ]
 
 

@@ -19,9 +19,10 @@ Arrays = dict[str, NDArray]
 _RAGGED = {"replay_actions": "replay_counts"}
 
 
-def weight_arrays(flat: FlatParameters) -> Arrays:
-    """`weights/<parameter name>`: copies, float32."""
-    return {f"weights/{name}": piece.numpy().copy() for name, piece in flat.split(flat.weights.detach()).items()}
+def weight_arrays(flat: FlatParameters, room: Mapping[str, NDArray] | None = None) -> Arrays:
+    """`weights/<parameter name>`: copies, float32, in the arrays of these names in `room` where it has them."""
+    pieces = flat.split(flat.weights.detach()).items()
+    return {f"weights/{name}": _copy(piece, f"weights/{name}", room) for name, piece in pieces}
 
 
 def load_weights(flat: FlatParameters, arrays: Mapping[str, NDArray]) -> None:
@@ -30,16 +31,27 @@ def load_weights(flat: FlatParameters, arrays: Mapping[str, NDArray]) -> None:
         piece.copy_(torch.from_numpy(arrays[f"weights/{name}"]))
 
 
-def optimizer_arrays(flat: FlatParameters, state: Mapping[str, Tensor]) -> Arrays:
-    """`optimizer/<state>/<parameter name>` for what the optimizer keeps of every weight, `optimizer/<state>` else."""
+def optimizer_arrays(
+    flat: FlatParameters, state: Mapping[str, Tensor], room: Mapping[str, NDArray] | None = None
+) -> Arrays:
+    """`optimizer/<state>/<parameter name>` for what the optimizer keeps of every weight, `optimizer/<state>` else.
+
+    Copies, in `room` as for `weight_arrays`.
+    """
     arrays: Arrays = {}
     for key, value in state.items():
         if value.dim():
-            pieces = flat.split(value.cpu()).items()
-            arrays |= {f"optimizer/{key}/{name}": piece.numpy().copy() for name, piece in pieces}
+            pieces = {f"optimizer/{key}/{name}": piece for name, piece in flat.split(value.cpu()).items()}
+            arrays |= {name: _copy(piece, name, room) for name, piece in pieces.items()}
         else:
             arrays[f"optimizer/{key}"] = value.numpy().copy().reshape(1)
     return arrays
+
+
+def _copy(piece: Tensor, name: str, room: Mapping[str, NDArray] | None) -> NDArray:
+    copy = np.empty(piece.shape, np.float32) if room is None or name not in room else room[name]
+    np.copyto(copy, piece.numpy())
+    return copy
 
 
 def load_optimizer(flat: FlatParameters, state: Mapping[str, Tensor], arrays: Mapping[str, NDArray]) -> None:

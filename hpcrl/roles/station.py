@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import threadpoolctl
 import torch
@@ -20,10 +21,14 @@ from hpcrl.envs.task_episodes import make_episodes
 from hpcrl.envs.tasks import Group, divide, groups_of
 from hpcrl.envs.world import worlds_of
 from hpcrl.errors import ConfigError
+from hpcrl.models.acting import ActingNetwork, can_value_later
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
 from hpcrl.roles.actor import Actor
+from hpcrl.roles.evaluation_recording import EvaluationRecorder
 from hpcrl.roles.inference import Inference
+from hpcrl.roles.recording import make_recording
+from hpcrl.roles.replaying import ReplayActor, Source, shuffled
 from hpcrl.roles.role import Role
 from hpcrl.signals import Requests
 from hpcrl.spaces import Task
@@ -43,7 +48,9 @@ class Station(ABC):
     Attributes:
         policy, flat: the network and its flat vector.
         memory: what unrolls keep of the time before them.
+        source: what the run learns from instead of acting; None where actors act.
         actor: acts, on ranks that do.
+        evaluation_recorder: records the episodes of evaluations; None where nothing does.
         restarts: of this rank's environments.
         role: the loop of this rank.
     """
@@ -62,15 +69,19 @@ class Station(ABC):
         self.policy = make_policy(config, task)
         self.memory = Memory(self.policy.state_size, config.frame_stack - 1, config.normalise_returns)
         self.flat = FlatParameters(self.policy, num_extra)
+        self.source = None if config.source is None else Source(config, task, self.policy)
         limit_threads(config.learner_cores if ranks.is_learner else 1)
         keep_freed_memory()
-        self.actor: Actor | None = None
+        self.actor: Actor | ReplayActor | None = None
+        self.evaluation_recorder: EvaluationRecorder | None = None
         self.restarts = Restarts(config.env_restarts, sleep=self._rest)
         self.role: Role
 
     def unroll_spec(self, block: range, versioned: bool = False) -> UnrollSpec:
         """Sizes of the unrolls of a block of environments. Local."""
         finals = num_finals(self._task, self._config.unroll_length, len(block))
+        if self.source is not None:
+            finals = len(block) * self.source.finals_per_column
         return UnrollSpec(
             self._task, self._config.unroll_length, len(block), block.start, finals, versioned, self.memory
         )
@@ -92,11 +103,50 @@ class Station(ABC):
                 config.seed,
                 gamma=config.gamma,
                 restarts=self.restarts,
+                keep_lasts=config.record_trajectories,
             )
             for group in groups
         ]
         head, requests, waiter = self.policy.head, self._requests, self._waiter
         return Actor(rank, envs, inference, head, epsilon, config.seed, requests, waiter, self.memory)
+
+    def record(self, directory: Path, number: int, env_steps: int) -> None:
+        """Record what this rank's actor does from now on. Local.
+
+        Args:
+            directory: of the shards.
+            number: of the first one.
+            env_steps: that the run has learned from.
+        """
+        if self.actor is None:
+            return
+        config, rank, task, memory = self._config, self._ranks.rank, self._task, self.memory
+        if config.record_trajectories:
+            envs = self._ranks.layout.env_blocks[rank]
+            recording = make_recording(config, task, self.policy, memory, rank, envs, directory, number)
+            if recording is not None:
+                recording.env_steps = env_steps
+            self.actor.recording = recording
+        if config.record_evaluation:
+            self.evaluation_recorder = EvaluationRecorder(config, task, memory, rank, directory, number)
+
+    def recording_failures(self) -> int:
+        """How often the disk refused what this rank records. Local."""
+        recording = None if self.actor is None else self.actor.recording
+        both = (recording, self.evaluation_recorder)
+        return sum(each.complaints.count for each in both if each is not None)
+
+    def make_replay(self, source: Source) -> ReplayActor:
+        """This rank's actor where nothing is acted. Local."""
+        config, rank = self._config, self._ranks.rank
+        order = shuffled(config.seed, source.num_columns)
+        envs = self._ranks.layout.env_blocks[rank]
+        parts = (self._requests, self._waiter, self.memory)
+        return ReplayActor(rank, source, order, envs, config.num_envs, *parts)
+
+    def acting_network(self) -> ActingNetwork:
+        """The network of an actor that has its own. Local."""
+        return ActingNetwork(self.policy, self._config.record_trajectories and not can_value_later(self.policy))
 
     def _rest(self, seconds: float) -> None:
         """Sleep, with signs of life. Local."""

@@ -28,6 +28,7 @@ from hpcrl.roles.hosting import HostedReceiver
 from hpcrl.roles.inference import AnsweringService, Inference, LearnerInference, OwnInference
 from hpcrl.roles.intake import Intake
 from hpcrl.roles.learner import Learner
+from hpcrl.roles.replaying import ReplayActor
 from hpcrl.roles.schedule import make_schedule
 from hpcrl.roles.snapshot import load_optimizer
 from hpcrl.roles.station import Station
@@ -79,7 +80,8 @@ class SynchronousStation(Station):
         if self._central:
             dtype = getattr(torch, self.policy.space.dtype)
             example = torch.zeros(1, *self.policy.space.shape, dtype=dtype), torch.zeros(1, self.policy.state_size)
-            num_parameters = self.policy.step(*example)[0].shape[-1]
+            # The value comes behind them.
+            num_parameters = self.policy.step(*example)[0].shape[-1] + self._config.record_trajectories
             questions = {
                 actor: [
                     QuestionSpec(self.policy.space, len(group.envs), num_parameters, self.policy.state_size)
@@ -92,14 +94,16 @@ class SynchronousStation(Station):
             self._specs, questions, schedule.num_slots, len(self.flat), schedule.ring_slots, schedule.exact
         )
 
-    def _make_actor(self) -> Actor:
+    def _make_actor(self) -> Actor | ReplayActor:
+        if self.source is not None:
+            return self.make_replay(self.source)
         block = self._ranks.layout.env_blocks[self._ranks.rank]
         groups = self.groups_of(block, group_sizes) if self._central else self.groups_of(block)
         # An actor without environments has a group without any.
         groups = groups or [Group(0, block)]
-        inference: Inference = OwnInference(ActingNetwork(self.policy), len(groups))
+        inference: Inference = OwnInference(self.acting_network(), len(groups))
         if self._central:
-            inference = LearnerInference(self._links.questions(), self._waiter)
+            inference = LearnerInference(self._links.questions(), self._waiter, self._config.record_trajectories)
         epsilon = self._config.behaviour_epsilon if isinstance(self._config, ImpalaConfig) else 0.0
         return self.make_actor(groups, inference, epsilon)
 
@@ -158,18 +162,20 @@ class SynchronousStation(Station):
         self._accelerator.pin(unroll.buffer for receiver in receivers for unroll in receiver.unrolls)
         batcher = DeviceBatcher(self._task, unroll_length, self._accelerator, self._waiter, self.memory)
         policy = copy_of(self.policy, self._config, self._task, self._accelerator)
-        return OnAccelerator(policy, self.flat, batcher, self._accelerator, self._waiter)
+        return OnAccelerator(policy, self.flat, batcher, self._accelerator, self._waiter, self._config.compile)
 
     def _make_service(
         self, channels: Sequence[AnswerChannel], workplace: Workplace
     ) -> AnsweringService | DeviceAnsweringService:
         accelerator = self._accelerator
         if accelerator is None:
-            return AnsweringService(ActingNetwork(self.policy), channels, self._version, self._waiter)
+            own = ActingNetwork(self.policy, self._config.record_trajectories)
+            return AnsweringService(own, channels, self._version, self._waiter)
         policy = copy_of(self.policy, self._config, self._task, accelerator)
         num_envs = sum(len(channel.observation) for channel in channels)
         num_parameters = max((channel.parameters.shape[-1] for channel in channels), default=0)
-        network = DeviceNetwork(policy, workplace.flat, accelerator, num_envs, num_parameters)
+        how, with_value = self._config.compile, self._config.record_trajectories
+        network = DeviceNetwork(policy, workplace.flat, accelerator, num_envs, num_parameters, how, with_value)
         return DeviceAnsweringService(network, channels, self._version, self._waiter)
 
     def _make_receiver(self, actor: int) -> UnrollReceiver:

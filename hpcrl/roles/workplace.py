@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
 from hpcrl.activity import Phase
-from hpcrl.algorithms.loss import STATISTICS
+from hpcrl.algorithms.loss import STATISTICS, Loss
+from hpcrl.algorithms.registry import LossFunction
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.config import TrainConfig
 from hpcrl.devices.accelerator import SHORT_SLEEP_S, Accelerator
+from hpcrl.devices.compiling import How, not_compiled
 from hpcrl.devices.nvml import Usage
 from hpcrl.devices.stopwatch import HostStamp, Stopwatch
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
 from hpcrl.roles.batching import Batcher
+from hpcrl.roles.compiled_loss import CompiledLoss
 from hpcrl.roles.device_batching import DeviceBatcher
 from hpcrl.spaces import Task
 
@@ -35,6 +39,10 @@ class Workplace(ABC):
     flat: FlatParameters
     batcher: Batcher | DeviceBatcher
     watch: Stopwatch[Any]
+
+    @abstractmethod
+    def loss(self, function: LossFunction) -> Callable[..., Loss]:
+        """A loss as it is computed here. Local."""
 
     @abstractmethod
     def take_over(self) -> None:
@@ -69,6 +77,9 @@ class OnHost(Workplace):
         self.policy, self.flat, self.batcher = policy, flat, batcher
         self.watch = Stopwatch(HostStamp)
 
+    def loss(self, function: LossFunction) -> Callable[..., Loss]:
+        return function
+
     def take_over(self) -> None:
         """They are the same."""
 
@@ -94,16 +105,26 @@ class OnAccelerator(Workplace):
         batcher: of its batches, on the accelerator.
         accelerator: where the copy is.
         waiter: of the rank.
+        how: losses are compiled.
     """
 
     def __init__(
-        self, policy: Policy, own: FlatParameters, batcher: DeviceBatcher, accelerator: Accelerator, waiter: Waiter
+        self,
+        policy: Policy,
+        own: FlatParameters,
+        batcher: DeviceBatcher,
+        accelerator: Accelerator,
+        waiter: Waiter,
+        how: How = "none",
     ) -> None:
         self.policy, self.flat = policy, FlatParameters(policy, len(STATISTICS))
         self.batcher = batcher
         self.watch = Stopwatch(accelerator.compute.stamp)
-        self._own, self._accelerator, self._waiter = own, accelerator, waiter
+        self._own, self._accelerator, self._waiter, self._how = own, accelerator, waiter, how
         accelerator.pin([own.weights.detach().numpy().view(np.uint8)])
+
+    def loss(self, function: LossFunction) -> Callable[..., Loss]:
+        return function if self._how == "none" else CompiledLoss(function, self._how)
 
     @torch.no_grad()
     def take_over(self) -> None:
@@ -130,6 +151,10 @@ def copy_of(policy: Policy, config: TrainConfig, task: Task, accelerator: Accele
     """A policy of the same kind on the accelerator; its weights are still to be set. Local."""
     with accelerator.device:
         made = Policy(task, config)
+    if config.compile != "none" and made.core is not None:
+        # Row by row a compiler takes minutes over it.
+        made.core.forward = not_compiled(made.core.forward)  # type: ignore[method-assign]
+        made.core.step = not_compiled(made.core.step)  # type: ignore[method-assign]
     # A user's model may have drawn some.
     for there, here in zip(made.buffers(), policy.buffers(), strict=True):
         there.copy_(here)

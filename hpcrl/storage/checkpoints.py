@@ -14,10 +14,11 @@ import numpy as np
 from hpcrl.errors import CheckpointError, ConfigError
 from hpcrl.storage.durable import sha256_of, write_durably, write_json_durably
 from hpcrl.storage.hdf5 import Attribute, read_arrays, write_arrays
+from hpcrl.storage.staging import Staging
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
-MAX_MANIFEST_BYTES = 1 << 20
+MAX_MANIFEST_BYTES = 1 << 24
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -54,6 +55,7 @@ class _Entry:
     score: float | None = None
     env_steps: int | None = None
     learner_updates: int | None = None
+    milestone: bool = False
 
     @classmethod
     def parse(cls, line: Any) -> Self:
@@ -64,27 +66,29 @@ class _Entry:
         counters = (entry.env_steps, entry.learner_updates)
         whole = all(type(counter) in (int, type(None)) for counter in counters)
         _require(whole, f"{entry.name} has a bad counter")
+        _require(type(entry.milestone) is bool, f"{entry.name} has a bad milestone")
         score = 0 if entry.score is None else entry.score
         _require(type(score) in (int, float) and math.isfinite(score), f"{entry.name} has a bad score")
         return entry
 
     def as_json(self) -> dict[str, Any]:
-        counters = ("env_steps", "learner_updates")
-        return {key: value for key, value in asdict(self).items() if key not in counters or value is not None}
+        absent = {"env_steps": None, "learner_updates": None, "milestone": False}
+        return {key: value for key, value in asdict(self).items() if key not in absent or value is not absent[key]}
 
 
 class CheckpointStore:
-    """The checkpoints of one run: the newest few, the best one, and the manifest that lists them.
+    """The checkpoints of one run: the newest few, the best one, milestones, and the manifest that lists them.
 
-    One process writes; any number may read meanwhile.
+    One thread writes; any number may read meanwhile.
     """
 
-    def __init__(self, directory: Path, keep: int = 2) -> None:
+    def __init__(self, directory: Path, keep: int = 2, local: Path | None = None) -> None:
         """Names the directory; nothing is read or made until it is needed.
 
         Args:
             directory: Holds `<name>.h5` files and `manifest.json`; the first save creates it.
             keep: How many of the newest checkpoints stay, at least 2.
+            local: A folder of the node in which files are written first, see `Staging`; None: none.
 
         Raises:
             ConfigError: `keep` is below 2.
@@ -93,6 +97,7 @@ class CheckpointStore:
             raise ConfigError(f"Expected at least 2 checkpoints to be kept, got {keep}.")
         self.directory = Path(directory)
         self.keep = keep
+        self._write_durably = write_durably if local is None else Staging(local, self.directory).write_durably
         self._damaged: set[str] = set()
 
     def save(
@@ -101,6 +106,7 @@ class CheckpointStore:
         arrays: Mapping[str, np.ndarray],
         attributes: Mapping[str, Attribute],
         score: float | None = None,
+        milestone: bool = False,
     ) -> Path:
         """Makes a checkpoint the newest one, durably; until then the old ones stay untouched.
 
@@ -110,6 +116,7 @@ class CheckpointStore:
             arrays: As for `write_arrays`.
             attributes: As for `write_arrays`.
             score: Higher is better; None or a non-finite number never becomes the best.
+            milestone: Whether it stays whatever comes after it.
 
         Returns:
             The file written.
@@ -125,8 +132,8 @@ class CheckpointStore:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             _unlink_quietly(self._leftovers(name, listed))
-            write_durably(path, lambda temporary: write_arrays(temporary, arrays, attributes))
-            kept = self._kept([*listed, _describe(path, attributes, score)])
+            self._write_durably(path, lambda temporary: write_arrays(temporary, arrays, attributes))
+            kept = self._kept([*listed, _describe(path, attributes, score, milestone)])
             write_json_durably(self.directory / MANIFEST_NAME, _manifest(kept))
         except OSError as error:
             raise CheckpointError(f"Checkpoint {path} was not saved: {error}.") from error
@@ -180,10 +187,10 @@ class CheckpointStore:
         return None
 
     def _kept(self, entries: list[_Entry]) -> list[_Entry]:
-        """Returns the newest `keep` entries and the best one, oldest first; none found damaged."""
+        """Returns the newest `keep` entries, the best one and milestones, oldest first; none found damaged."""
         whole = [entry for entry in entries if entry.name not in self._damaged]
         chosen = whole[-self.keep :] + _by_score(whole)[:1]
-        return [entry for entry in whole if entry in chosen]
+        return [entry for entry in whole if entry.milestone or entry in chosen]
 
     def _leftovers(self, name: str, entries: list[_Entry]) -> list[Path]:
         """Returns what a kill left behind: temporary files, and files named like ours but not listed."""
@@ -225,6 +232,23 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if path.name == f"{entry.name}.h5":
             return _load_verified(path, entry)
     return Checkpoint(path, *read_arrays(path))
+
+
+def find_checkpoint(path: Path, best: bool) -> Checkpoint:
+    """Loads one checkpoint file, or the newest (or the best) whole checkpoint of a run directory.
+
+    Raises:
+        CheckpointError: There is no such thing, or nothing whole.
+    """
+    if path.is_file():
+        return load_checkpoint(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is neither a run directory nor a checkpoint file")
+    store = CheckpointStore(path / "checkpoints")
+    checkpoint = store.best() if best else store.newest()
+    if checkpoint is None:
+        raise CheckpointError(f"{path} holds no {'best ' if best else ''}checkpoint")
+    return checkpoint
 
 
 def require_matching(checkpoint: Checkpoint, prefix: str, expected: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
@@ -285,10 +309,10 @@ def _manifest(entries: list[_Entry]) -> dict[str, Any]:
     }
 
 
-def _describe(path: Path, attributes: Mapping[str, Attribute], score: float | None) -> _Entry:
+def _describe(path: Path, attributes: Mapping[str, Attribute], score: float | None, milestone: bool) -> _Entry:
     counters = {key: int(attributes[key]) for key in ("env_steps", "learner_updates") if key in attributes}
     finite = float(score) if score is not None and math.isfinite(score) else None
-    return _Entry(path.stem, sha256_of(path), path.stat().st_size, finite, **counters)
+    return _Entry(path.stem, sha256_of(path), path.stat().st_size, finite, milestone=milestone, **counters)
 
 
 def _by_score(entries: list[_Entry]) -> list[_Entry]:

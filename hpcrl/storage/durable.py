@@ -22,11 +22,20 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         write(temporary)
-        _sync(temporary)
-        os.replace(temporary, path)
+        make_durable(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def make_durable(temporary: Path, path: Path) -> None:
+    """Gives a whole file, closed, its name in the same directory, durably.
+
+    Raises:
+        OSError: As `write_durably`; the file may have either name.
+    """
+    _sync(temporary)
+    os.replace(temporary, path)
     _sync_directory(path.parent)
 
 

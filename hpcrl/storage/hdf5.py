@@ -1,6 +1,5 @@
 """Named arrays and attributes in one HDF5 file: a plain writer, and a reader that trusts nothing."""
 
-import io
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ import h5py
 from h5py import h5a, h5d, h5g, h5l, h5o, h5p, h5s, h5t, h5z
 
 from hpcrl.errors import CheckpointError
+from hpcrl.storage.image import Image
 
 Attribute = str | int | float
 
@@ -33,8 +33,10 @@ _KNOWN_LAYOUTS = {h5d.COMPACT, h5d.CONTIGUOUS, h5d.CHUNKED}
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Attribute]) -> None:
     """Writes arrays and attributes to a new HDF5 file, checksummed and uncompressed.
 
+    A chunk at a time, so that another thread is never held up for more than some milliseconds.
+
     Args:
-        path: The file to write; one that exists is overwritten in place.
+        path: The file to write; one that exists is overwritten in place. It is gone after an error.
         arrays: Bool, integer or float arrays of any shape; slashes in the names make groups.
         attributes: Attributes of the root group.
 
@@ -45,15 +47,21 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mappi
     """
     _require(len(_objects(arrays)) <= MAX_OBJECTS, f"it holds more than {MAX_OBJECTS} objects")
     _require(len(attributes) <= MAX_ATTRIBUTES, f"it has more than {MAX_ATTRIBUTES} attributes")
-    # Made in memory: HDF5 keeps a file open whose close failed on a full disk, a plain write does not.
-    image = io.BytesIO()
-    # From version 1.10 of the format on, HDF5 checksums its own structures too.
-    with h5py.File(image, "w", libver=("v110", "v110")) as file:
-        for name, array in arrays.items():
-            _write_array(file, name, np.asarray(array))
-        for name, value in attributes.items():
-            _write_attribute(file, name, value)
-    path.write_bytes(image.getbuffer())
+    image = Image(path)
+    try:
+        # From version 1.10 of the format on, HDF5 checksums its own structures too.
+        with h5py.File(image, "w", libver=("v110", "v110")) as file:
+            for name, array in arrays.items():
+                write_array(file, name, np.asarray(array))
+            for name, value in attributes.items():
+                write_attribute(file, name, value)
+        image.check()
+    except BaseException:
+        path.unlink(missing_ok=True)
+        image.check()
+        raise
+    finally:
+        image.close()
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Attribute]]:
@@ -70,14 +78,14 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Attribute]
     """
     arrays: dict[str, np.ndarray] = {}
     try:
-        budget = _regular_size(path)
+        budget = regular_size(path)
         with h5py.File(path, "r") as file:
             root = h5g.open(file.id, b"/")
-            for name, dataset in _walk(root, "", 0, {_address(root)}):
-                budget -= _stored_bytes(name, dataset)
+            for name, dataset in walk(root):
+                budget -= stored_bytes(name, dataset)
                 _require(budget >= 0, f"{name} declares more data than the file can hold")
-                arrays[name] = _read_array(name, dataset)
-            return arrays, _read_attributes(root)
+                arrays[name] = read_array(name, dataset)
+            return arrays, read_attributes(root)
     except Exception as error:  # a damaged file makes h5py raise nearly every built-in exception
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} can't be read as a checkpoint: {reason}.") from error
@@ -89,12 +97,16 @@ def _objects(names: Iterable[str]) -> set[str]:
     return {"", *chain.from_iterable(ends)}
 
 
-def _write_array(file: h5py.File, name: str, array: np.ndarray) -> None:
+def write_array(file: h5py.File, name: str, array: np.ndarray) -> None:
+    """Writes one array as `write_arrays` does; raises as that."""
     _require(all(map(_is_plain_name, name.split("/"))), f"{name!r} is no name for an array")
     _require(name.count("/") <= MAX_DEPTH, f"{name} is nested deeper than {MAX_DEPTH} groups")
     _require(_is_plain(array.dtype), f"{name} has dtype {array.dtype}, expected bool, integer or float")
     if array.ndim and array.size:
-        file.create_dataset(name, data=array, chunks=_chunk_shape(array), fletcher32=True)
+        chunk = _chunk_shape(array)
+        dataset = file.create_dataset(name, array.shape, array.dtype, chunks=chunk, fletcher32=True)
+        for first in range(0, len(array), chunk[0]):
+            dataset[first : first + chunk[0]] = array[first : first + chunk[0]]
     else:
         _write_compact(file, name, array)
 
@@ -112,15 +124,17 @@ def _write_compact(file: h5py.File, name: str, array: np.ndarray) -> None:
 
 
 def _chunk_shape(array: np.ndarray) -> tuple[int, ...]:
-    """Returns the largest chunk of whole trailing axes within `CHUNK_BYTES`."""
+    """Returns a chunk of whole trailing axes within `CHUNK_BYTES`; chunks are as few and as even as they can be."""
     chunk = list(array.shape)
-    for axis in range(array.ndim):
+    for axis, size in enumerate(array.shape):
         row_bytes = math.prod(chunk[axis + 1 :]) * array.itemsize
-        chunk[axis] = max(1, min(chunk[axis], CHUNK_BYTES // row_bytes))
+        num_chunks = -(-size // max(1, CHUNK_BYTES // row_bytes))
+        chunk[axis] = -(-size // num_chunks)
     return tuple(chunk)
 
 
-def _write_attribute(file: h5py.File, name: str, value: Attribute) -> None:
+def write_attribute(file: h5py.File, name: str, value: Attribute) -> None:
+    """Writes one attribute of the root as `write_arrays` does; raises as that."""
     if isinstance(value, str):
         data = value.encode()
         _require(b"\0" not in data, f"attribute {name!r} holds a NUL character")
@@ -136,13 +150,19 @@ def _write_attribute(file: h5py.File, name: str, value: Attribute) -> None:
         file.attrs.create(name, np.float64(value))
 
 
-def _regular_size(path: Path) -> int:
+def regular_size(path: Path) -> int:
+    """Returns the size of a file in bytes; ValueError where there is none."""
     _require(path.is_file(), "there is no such file")
     return path.stat().st_size
 
 
+def walk(root: h5g.GroupID) -> Iterator[tuple[str, h5d.DatasetID]]:
+    """Yields every dataset of a file by its name; ValueError for what is not reached by one hard link alone."""
+    return _walk(root, "", 0, {_address(root)})
+
+
 def _walk(group: h5g.GroupID, prefix: str, depth: int, seen: set[int]) -> Iterator[tuple[str, h5d.DatasetID]]:
-    """Yields every dataset below a group; refuses whatever is not reached by one hard link alone."""
+    """Yields every dataset below a group."""
     _require(depth <= MAX_DEPTH, f"{prefix} is nested deeper than {MAX_DEPTH} groups")
     for link in _link_names(group):
         name = prefix + link.decode()
@@ -174,7 +194,7 @@ def _address(node: h5g.GroupID | h5d.DatasetID) -> int:
     return int(h5o.get_info(node).addr)
 
 
-def _stored_bytes(name: str, dataset: h5d.DatasetID) -> int:
+def stored_bytes(name: str, dataset: h5d.DatasetID) -> int:
     """Returns what a dataset must take in the file, in bytes; refuses all but plain storage inside it."""
     plist = dataset.get_create_plist()
     # Before the shape is asked for: that alone opens the sources of a virtual dataset.
@@ -182,15 +202,22 @@ def _stored_bytes(name: str, dataset: h5d.DatasetID) -> int:
     _require(plist.get_external_count() == 0, f"{name} is stored outside the file")
     # Compression is refused too: HDF5 trusts a chunk to unpack to the size that it should have.
     _require(set(_filters(plist)) <= {h5z.FILTER_FLETCHER32}, f"{name} uses a filter other than Fletcher32")
-    _require(dataset.get_space().get_simple_extent_type() != h5s.NULL, f"{name} has no shape")
-    _require(_is_plain(dataset.dtype), f"{name} has dtype {dataset.dtype}, expected bool, integer or float")
+    plain_dtype(name, dataset)
     if plist.get_layout() != h5d.CHUNKED:
         return math.prod(dataset.shape) * dataset.dtype.itemsize
     count, chunk_bytes = _chunking(dataset)
     return count * chunk_bytes
 
 
-def _read_array(name: str, dataset: h5d.DatasetID) -> np.ndarray:
+def plain_dtype(name: str, dataset: h5d.DatasetID) -> np.dtype:
+    """Returns the dtype of a dataset; ValueError for any but bool, integer or float."""
+    _require(dataset.get_space().get_simple_extent_type() != h5s.NULL, f"{name} has no shape")
+    _require(_is_plain(dataset.dtype), f"{name} has dtype {dataset.dtype}, expected bool, integer or float")
+    return dataset.dtype
+
+
+def read_array(name: str, dataset: h5d.DatasetID) -> np.ndarray:
+    """Returns all of a dataset whose `stored_bytes` the file can hold; ValueError where it is damaged."""
     if dataset.get_create_plist().get_layout() == h5d.CHUNKED:
         _check_chunks(name, dataset)
     array = np.empty(dataset.shape, dataset.dtype)
@@ -228,7 +255,8 @@ def _filters(plist: h5p.PropDCID) -> list[int]:
     return [plist.get_filter(index)[0] for index in range(plist.get_nfilters())]
 
 
-def _read_attributes(root: h5g.GroupID) -> dict[str, Attribute]:
+def read_attributes(root: h5g.GroupID) -> dict[str, Attribute]:
+    """Returns the attributes of a group; ValueError for any that is no plain text or number."""
     count = h5a.get_num_attrs(root)
     _require(count <= MAX_ATTRIBUTES, f"it has more than {MAX_ATTRIBUTES} attributes")
     attributes = (h5a.open(root, index=index) for index in range(count))

@@ -42,6 +42,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def trajectories(self) -> Path:
+        """The directory of recorded trajectories."""
+        return self.path / "trajectories"
+
+    @property
     def metrics_file(self) -> Path:
         """The CSV file with a row per report."""
         return self.path / "metrics.csv"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcrl.config import A2CConfig
-from hpcrl.roles.boundary import Boundary, decide, iteration_of
+from hpcrl.roles.boundary import Boundary, decide, is_milestone, iteration_of
 
 NONE, EVALUATE, REPORT, SAVE, STOP = (
     Boundary.NONE,
@@ -45,6 +45,14 @@ def test_an_interval_of_zero_is_never_due() -> None:
     config = A2CConfig(total_env_steps=1000, num_iterations=1, eval_every=0, checkpoint_every=0)
     assert decide(config, 0, 999, False, False) == NONE
     assert decide(config, 0, 1000, False, False) == REPORT | SAVE | STOP
+
+
+def test_a_milestone_saves_whatever_the_interval() -> None:
+    config = A2CConfig(total_env_steps=10_000, num_iterations=1, checkpoint_every=4000, checkpoint_milestones=300)
+    assert [decide(config, steps, steps + 200, False, False) for steps in (0, 200, 400)] == [NONE, SAVE, SAVE]
+    assert decide(config, 600, 800, False, False) == NONE
+    assert [is_milestone(config, 200, steps) for steps in (299, 300, 1000)] == [False, True, True]
+    assert not is_milestone(A2CConfig(), 0, 10**9)
 
 
 def test_a_stop_saves_but_reports_nothing() -> None:

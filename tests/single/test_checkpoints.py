@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hpcrl.errors import CheckpointError, ConfigError
+from hpcrl.storage.background import Background
 from hpcrl.storage.checkpoints import Checkpoint, CheckpointStore, load_checkpoint, require_matching
 from hpcrl.storage.durable import sha256_of, write_durably
 from hpcrl.storage.hdf5 import CHUNK_BYTES, read_arrays, write_arrays
@@ -150,6 +152,21 @@ def test_newest_few_and_best_stay(tmp_path: Path) -> None:
     assert number_of(store.best()) == 6
 
 
+def test_milestones_stay(tmp_path: Path) -> None:
+    for number in range(7):
+        store = CheckpointStore(tmp_path)
+        store.save(f"update-{number:06d}", state(number), {"env_steps": 10 * number}, milestone=number in (1, 3, 6))
+    assert files(tmp_path) == {"manifest.json", *(f"update-00000{number}.h5" for number in (1, 3, 5, 6))}
+    lines = json.loads((tmp_path / "manifest.json").read_text())["checkpoints"]
+    assert [line.get("milestone") for line in lines] == [True, True, None, True]
+    assert number_of(store.newest()) == 6
+    # As good as any where those after it are damaged.
+    for number in (5, 6):
+        damage_flip(tmp_path / f"update-00000{number}.h5")
+    with pytest.warns(RuntimeWarning, match="update-00000"):
+        assert number_of(store.newest()) == 3
+
+
 def test_best_is_none_without_scores(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     for number in range(3):
@@ -236,13 +253,15 @@ def test_damaged_file_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_checkpoint(path)
 
 
-def test_200_flipped_bits_are_detected(tmp_path: Path) -> None:
-    """With the manifest every flip shows; without it the file's own checksums leave only harmless ones."""
-    path = save(CheckpointStore(tmp_path), 1)
-    stray = tmp_path / "elsewhere" / "stray.h5"
+def flip_bits(path: Path, num_flips: int) -> int:
+    """Flip one bit of a listed checkpoint at a time; how many flips its file alone gives away.
+
+    With the manifest every flip shows; without it the file's own checksums leave only harmless ones.
+    """
+    stray = path.parent / "elsewhere" / "stray.h5"
     stray.parent.mkdir()
-    content, rng, refused = path.read_bytes(), random.Random(0), 0
-    for _ in range(200):
+    content, expected, rng, refused = path.read_bytes(), load_checkpoint(path), random.Random(0), 0
+    for _ in range(num_flips):
         position = rng.randrange(len(content))
         flipped = bytearray(content)
         flipped[position] ^= 1 << rng.randrange(8)
@@ -251,10 +270,18 @@ def test_200_flipped_bits_are_detected(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="sha256"):
             load_checkpoint(path)
         try:
-            assert number_of(load_checkpoint(stray)) == 1
+            found = load_checkpoint(stray)
         except CheckpointError:
             refused += 1
-    assert refused > 0
+            continue
+        assert_same(found.arrays, expected.arrays)
+        assert found.attributes == expected.attributes
+    path.write_bytes(content)
+    return refused
+
+
+def test_200_flipped_bits_are_detected(tmp_path: Path) -> None:
+    assert flip_bits(save(CheckpointStore(tmp_path), 1), 200) > 0
 
 
 MANIFESTS = [
@@ -296,6 +323,7 @@ def test_damaged_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
         ("score", "high"),
         ("score", float("nan")),
         ("env_steps", 1.5),
+        ("milestone", 1),
         ("unknown", 1),
     ],
 )
@@ -339,16 +367,21 @@ class Steps:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fail: Callable[[], None], at: int = -1) -> None:
         self.log: list[str] = []
         self._fail, self._at = fail, at
-        for owner, name in [(os, "fsync"), (os, "replace"), (os, "unlink"), (pathlib.Path, "write_bytes")]:
+        writes = [(os, "pwrite"), (pathlib.Path, "write_bytes")]
+        for owner, name in [(os, "fsync"), (os, "replace"), (os, "unlink"), (shutil, "copyfile"), *writes]:
             monkeypatch.setattr(owner, name, self._wrap(name, getattr(owner, name)))
 
     def _wrap(self, name: str, real: Callable) -> Callable:
+        is_write = name in ("pwrite", "write_bytes")
+
         def step(target, *args, **kwargs):
             directory = name == "fsync" and stat.S_ISDIR(os.fstat(target).st_mode)
-            self.log.append("fsync directory" if directory else name)
+            self.log.append("fsync directory" if directory else "write" if is_write else name)
             if len(self.log) - 1 == self._at:
-                if name == "write_bytes":
-                    real(target, bytes(args[0])[: len(args[0]) // 2])
+                if is_write:
+                    real(target, bytes(args[0])[: len(args[0]) // 2], *args[1:])
+                if name == "copyfile":
+                    args[0].write_bytes(b"half")
                 self._fail()
             return real(target, *args, **kwargs)
 
@@ -359,40 +392,84 @@ def raise_disk_full() -> None:
     raise OSError(28, "No space left on device")
 
 
-def count_steps(directory: Path) -> int:
+def count_steps(directory: Path, local: Path | None) -> int:
     with pytest.MonkeyPatch.context() as patch:
-        store = prepared(directory)
+        store = prepared(directory, local)
         steps = Steps(patch, raise_disk_full)
-        save(store, 3)
+        save_in_background(store, 3)
         return len(steps.log)
 
 
-def prepared(directory: Path) -> CheckpointStore:
+def prepared(directory: Path, local: Path | None = None) -> CheckpointStore:
     """A store that the next save makes drop an old checkpoint and a leftover."""
-    store = CheckpointStore(directory)
+    store = CheckpointStore(directory, local=local)
     save(store, 1)
     save(store, 2)
     (directory / ".update-000009.h5.tmp-1").write_bytes(b"partial")
     return store
 
 
+def save_in_background(store: CheckpointStore, number: int) -> None:
+    """Save as training does."""
+    background = Background()
+    background.begin(lambda: save(store, number) and None)
+    background.close()
+    background.wait()
+
+
+@pytest.fixture(params=["direct", "local"])
+def local(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    """A folder of the node, with a file of another run; or none."""
+    if request.param == "direct":
+        return None
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local/hpcrl-another-update-000001.h5").write_text("another run")
+    return tmp_path / "local"
+
+
+def expect_nothing_left(local: Path | None) -> None:
+    assert local is None or files(local) == {"hpcrl-another-update-000001.h5"}
+
+
 def test_steps_come_in_the_durable_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = prepared(tmp_path)
     steps = Steps(monkeypatch, raise_disk_full)
     save(store, 3)
-    durable = ["write_bytes", "fsync", "replace", "fsync directory"]
-    assert steps.log == ["unlink", *durable, *durable, "unlink"]
+    durable = ["write", "fsync", "replace", "fsync directory"]
+    # HDF5 writes in several pieces.
+    once = [step for step, before in zip(steps.log, [None, *steps.log], strict=False) if step != before]
+    assert once == ["unlink", *durable, *durable, "unlink"]
 
 
-def test_fault_at_every_step_leaves_a_whole_newest(tmp_path: Path) -> None:
-    for at in range(count_steps(tmp_path / "count")):
+def test_local_files_are_whole_before_they_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "node").mkdir()
+    monkeypatch.setenv("TMPDIR_OF_THE_JOB", str(tmp_path / "node"))
+    store = prepared(tmp_path / "run", Path("$TMPDIR_OF_THE_JOB"))
+    steps = Steps(monkeypatch, raise_disk_full)
+    save(store, 3)
+    durable = ["fsync", "replace", "fsync directory"]
+    once = [step for step, before in zip(steps.log, [None, *steps.log], strict=False) if step != before]
+    copied = ["copyfile", *durable, "unlink"]
+    assert once == ["unlink", "write", *durable, *copied, "write", *durable, "unlink"]
+    assert files(tmp_path / "node") == set()
+
+
+def test_a_local_folder_that_is_not_there_costs_no_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "run", local=tmp_path / "nowhere")
+    with pytest.warns(RuntimeWarning, match="written directly"):
+        save(store, 1)
+    assert number_of(store.newest()) == 1
+
+
+def test_fault_at_every_step_leaves_a_whole_newest(tmp_path: Path, local: Path | None) -> None:
+    for at in range(count_steps(tmp_path / "count", local)):
         directory = tmp_path / str(at)
-        store = prepared(directory)
+        store = prepared(directory, local)
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             Steps(patch, raise_disk_full, at)
             try:
-                save(store, 3)
+                save_in_background(store, 3)
                 saved = True
             except CheckpointError as error:
                 saved = False
@@ -403,22 +480,25 @@ def test_fault_at_every_step_leaves_a_whole_newest(tmp_path: Path) -> None:
         assert number_of(CheckpointStore(directory).newest()) == 4
         assert not {name for name in files(directory) if ".tmp-" in name}
         assert len(files(directory)) == 3
+        expect_nothing_left(local)
 
 
-def test_death_at_every_step_leaves_a_whole_newest(tmp_path: Path) -> None:
-    for at in range(count_steps(tmp_path / "count")):
+def test_death_at_every_step_leaves_a_whole_newest(tmp_path: Path, local: Path | None) -> None:
+    for at in range(count_steps(tmp_path / "count", local)):
         directory = tmp_path / str(at)
-        store = prepared(directory)
+        store = prepared(directory, local)
         child = os.fork()
         if child == 0:
             Steps(pytest.MonkeyPatch(), lambda: os._exit(77), at)
-            save(store, 3)
+            save_in_background(store, 3)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 77
         assert number_of(CheckpointStore(directory).newest()) in {2, 3}
-        save(CheckpointStore(directory), 4)
+        assert len(json.loads((directory / "manifest.json").read_text())["checkpoints"]) == 2
+        save(CheckpointStore(directory, local=local), 4)
         assert number_of(CheckpointStore(directory).newest()) == 4
         assert len(files(directory)) == 3
+        expect_nothing_left(local)
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import tests.no_mpi  # noqa: F401
@@ -130,6 +131,21 @@ def test_options_that_make_no_sense_are_refused() -> None:
         A3CConfig(device="cuda")
     with pytest.raises(ConfigError, match="--share-gpus must be false with --device cpu"):
         A2CConfig(device="cpu", share_gpus=True)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("none", ""), ("kernels", ", compiled"), ("graphs", ", compiled and replayed as CUDA graphs")],
+)
+def test_what_gpus_compute_may_be_compiled(how: str, words: str) -> None:
+    assert planned("a", [gpus("1")], compile=how).describe() == f"learning on NVIDIA Test{words}"
+
+
+def test_what_cpus_compute_is_not_compiled() -> None:
+    for config, wants_gpus in ((A2CConfig(device="auto"), True), (A3CConfig(device="auto"), False)):
+        config = replace(config, compile="graphs")
+        with pytest.raises(ConfigError, match="must be none where learners compute on CPUs"):
+            planned("aa", [()] * 2, wants_gpus, config=config)
 
 
 def test_the_cpu_needs_no_accelerator() -> None:

@@ -45,7 +45,7 @@ OUTSIDE = {
         ),
         NOT_POSITIVE_WHOLE,
     ),
-    **dict.fromkeys(("checkpoint_every", "check_in_sync_every", "eval_every"), (-1,)),
+    **dict.fromkeys(("checkpoint_every", "checkpoint_milestones", "check_in_sync_every", "eval_every"), (-1,)),
     "max_grad_norm": NEGATIVE,
     **dict.fromkeys(("learning_rate", "hang_timeout"), (0.0, -1.0, math.inf, math.nan)),
     **dict.fromkeys(
@@ -72,6 +72,8 @@ OUTSIDE = {
     "behaviour_epsilon": (-0.1, 1.0001, math.nan),
     **dict.fromkeys(("clip_range", "value_clip_range", "target_kl"), (0.0, -0.1, math.inf, math.nan)),
     "clip_range_final": (-0.1, math.inf, math.nan),
+    "checkpoint_milestones": (-1,),
+    "min_return": (math.inf, math.nan),
 }
 #: Fields whose range depends on others.
 CHECKED_APART = {
@@ -83,11 +85,17 @@ CHECKED_APART = {
     "entropy_coef_final",
     "max_lag",
     "deterministic",
+    "compile",
+    "record_evaluation",
+    "record_fraction",
+    "record_compression",
+    "record_shard_mb",
 }
 #: Fields of which every value of their type can be run.
 FREE = {
     "vector",
     "run_dir",
+    "checkpoint_local",
     "resume",
     "stop_return",
     "tensorboard",
@@ -115,6 +123,8 @@ FREE = {
     "schedule",
     "on_stale",
     "inference",
+    "record_trajectories",
+    "from_trajectories",
 }
 
 
@@ -136,6 +146,29 @@ def test_a_value_out_of_range_is_one_sentence_that_names_the_flag(name: str, val
 def test_the_last_entropy_coefficient_is_checked_too(value: float) -> None:
     with pytest.raises(ConfigError, match="--entropy-coef-final must be"):
         A2CConfig(entropy_coef_final=value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"record_fraction": 0.5}, "--record-fraction must be 1.0 where nothing is recorded"),
+        ({"record_trajectories": True, "record_fraction": 1.1}, "--record-fraction must be above 0 and at most 1"),
+        ({"record_trajectories": True, "record_fraction": 0.01}, "large enough to hold one of the --num-envs"),
+        ({"record_trajectories": True, "record_shard_mb": 0}, "--record-shard-mb must be a whole number"),
+        ({"record_compression": "none"}, "--record-compression must be gzip where nothing is recorded"),
+        ({"record_evaluation": True}, "--record-evaluation must be false without --eval-every"),
+        (
+            {"from_trajectories": Path("runs/x"), "record_trajectories": True},
+            "--record-trajectories must be false with",
+        ),
+        ({"from_trajectories": Path("runs/x"), "stop_return": 1.0}, "--stop-return must be left out with"),
+        ({"from_trajectories": Path("runs/x"), "inference": "learner"}, "--inference must be actor with"),
+        ({"from_trajectories": Path("runs/x"), "behaviour_epsilon": 0.1}, "--behaviour-epsilon must be 0 with"),
+    ],
+)
+def test_recording_and_learning_from_records_are_checked(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        ImpalaConfig(**changes)
 
 
 def test_every_field_is_checked_or_known_to_be_free() -> None:

@@ -24,7 +24,7 @@ SECONDS |= {"learner_inference": 0.5, "learner_transport": 0.3, "learner_waiting
 def run() -> Run:
     times = {f"time/{name}_s": seconds for name, seconds in SECONDS.items()}
     rows = [{"env_steps": 1000.0 * number, **times} for number in (1, 2, 3)]
-    return Run(rows=rows, episodes=[], spans=[], unrolls=(), cores=2.0, peak_mb=1.0)
+    return Run(rows=rows, episodes=[], spans=[], checkpoint_mb=0.0, unrolls=(), cores=2.0, peak_mb=1.0)
 
 
 def test_ranks_that_act_or_learn_have_a_clock_each(run: Run) -> None:

@@ -13,10 +13,12 @@ import torch
 
 from hpcrl.cluster.inference import QuestionSpec, SharedChannel
 from hpcrl.config import ImpalaConfig
+from hpcrl.devices import compiling
 from hpcrl.devices.accelerator import Accelerator, HostAccelerator
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.policy import Policy
 from hpcrl.roles.device_inference import DeviceAnsweringService, DeviceNetwork
+from hpcrl.roles.workplace import copy_of
 from hpcrl.spaces import Space, Task
 from hpcrl.unroll import aligned_zeros
 from tests.late import LateAccelerator
@@ -30,17 +32,21 @@ IMAGES = Task(Space("box", (36, 36), "uint8"), Space("discrete", (), "int64", 4)
 class Serving:
     """Three groups of actors, their learner, and its service."""
 
-    def __init__(self, task: Task, accelerator: Accelerator, **options: Any) -> None:
+    def __init__(self, task: Task, accelerator: Accelerator, with_value: bool = False, **options: Any) -> None:
         config = ImpalaConfig(hidden_sizes=(8,), core_size=6, **options)
-        self.learned, following = Policy(task, config), Policy(task, config)
+        self.learned = Policy(task, config)
         self.learned.initialise(1)
+        following = copy_of(self.learned, config, task, accelerator)
         self.flat = FlatParameters(self.learned)
         self.version = 0
-        specs = [QuestionSpec(self.learned.space, size, 4, self.learned.state_size) for size in SIZES]
+        specs = [QuestionSpec(self.learned.space, size, 4 + with_value, self.learned.state_size) for size in SIZES]
         memories = [aligned_zeros(spec.nbytes) for spec in specs]
         both = list(zip(specs, memories, strict=True))
         self.asking, answering = ([SharedChannel(spec, memory, no_fence) for spec, memory in both] for _ in range(2))
-        network = DeviceNetwork(following, self.flat, accelerator, sum(SIZES), 4)
+        self.with_value = with_value
+        network = DeviceNetwork(
+            following, self.flat, accelerator, sum(SIZES), 4 + with_value, config.compile, with_value
+        )
         waiter = cast(Any, BusyWaiter())
         self.service = DeviceAnsweringService(network, answering, lambda: self.version, waiter)
         self._rng = np.random.default_rng(3)
@@ -60,7 +66,10 @@ class Serving:
     def check(self, group: int, version: int) -> None:
         channel = self.asking[group]
         asked = torch.from_numpy(channel.observation.copy()), torch.from_numpy(channel.state.copy())
-        for got, expected in zip((channel.parameters, channel.next_state), self.learned.step(*asked), strict=True):
+        parameters, state, value = self.learned.step_and_value(*asked)
+        if self.with_value:
+            parameters = torch.cat([parameters, value[:, None]], 1)
+        for got, expected in zip((channel.parameters, channel.next_state), (parameters, state), strict=True):
             np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-5)
         assert channel.version.tolist() == [version]
 
@@ -84,6 +93,40 @@ def test_answers_are_the_learners_of_its_newest_weights(task: Task, options: dic
         for group in who:
             serving.check(group, serving.version)
         serving.update()
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "num_graphs"),
+    [
+        (TASK, {"with_value": True}, 4),
+        (TASK, {"core": "lstm"}, None),
+        (IMAGES, {"model": "nature", "frame_stack": 2}, 4),
+    ],
+)
+def test_compiled_answers_are_the_learners_and_have_few_sizes(
+    task: Task, options: dict[str, Any], num_graphs: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setitem(compiling.WAYS, "kernels", {"backend": backend})
+    # Weights that are folded without a compiler are as on an accelerator, too.
+    for module in ("images", "convolutions"):
+        monkeypatch.setattr(f"hpcrl.models.{module}.on_host", lambda tensor: False)
+    torch._dynamo.reset()
+    serving = Serving(task, LateAccelerator(1), device="auto", compile="graphs", **options)
+    # Of 3, 1, 4, 2, 5, 3 and 6 environments: 4, 1, 2 and 6 rows.
+    for who in [(0,), (1,), (0, 1), (2,), (0, 2), (1, 2), (0, 1, 2)]:
+        for group in who:
+            serving.ask(group)
+        serving.serve_until_answered()
+        for group in who:
+            serving.check(group, serving.version)
+        serving.update()
+    assert num_graphs is None or len(graphs) == num_graphs
 
 
 def test_questions_gather_while_a_pass_is_under_way() -> None:

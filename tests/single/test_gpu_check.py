@@ -84,7 +84,7 @@ def test_rates() -> None:
     found = list(updates._measure(HostAccelerator(), 2, "float32", 0.01, 1))
     assert [finding.unit for finding in found] == ["agent steps/s", "agent steps/s", ""]
     assert all(finding.value is not None and finding.value > 0 for finding in found)
-    latency, rate = answers._measure(HostAccelerator(), 4, "float32", 0.01)
+    latency, rate = answers.measure(HostAccelerator(), 4, "float32", 0.01)
     assert latency.value is not None and rate.value == pytest.approx(4e6 / latency.value)
 
 

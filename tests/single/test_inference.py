@@ -186,6 +186,7 @@ def test_questions_of_several_actors_are_answered_in_one_pass_each_with_its_own(
     class Network:
         step = staticmethod(pass_once)
         refresh = staticmethod(lambda: None)
+        value = None
 
     version = 0
     service = AnsweringService(cast(Any, Network()), answering, lambda: version, cast(Any, BusyWaiter()))
