@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import sys
@@ -17,6 +16,7 @@ from benchmarks.children import CommandFailed
 from benchmarks.efficiency import count
 from benchmarks.repeats import Repeat, Series
 from benchmarks.steps import Stop, run
+from hpcrl.benching.rows import read_rows, steady
 
 ITERATIONS = 8
 #: What a run does beside training, and how it learns, unless the options say otherwise.
@@ -100,8 +100,7 @@ def measure(plan: Plan, number: int, folder: Path, timeout: float, stop: Stop) -
         run(command, timeout, stop)
         try:
             facts = json.loads((run_dir / "config.json").read_text())
-            with (run_dir / "metrics.csv").open(newline="") as file:
-                rows = [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+            rows = read_rows(run_dir / "metrics.csv")
         except (OSError, ValueError) as error:
             raise CommandFailed(f"{' '.join(command)}: its run directory can't be read: {error}") from error
     return repeat_of(plan, number, facts, rows, started, command)
@@ -130,10 +129,7 @@ def repeat_of(
         raise CommandFailed(f"the run was stopped at env step {made:,.0f} of {plan.total.env_steps:,}")
     if len(rows) < 2:
         raise CommandFailed("expected several iterations, got one: more env steps are needed")
-    first, last, steady = rows[0], rows[-1], rows[1:]
-    seconds = last["time/elapsed_s"] - first["time/elapsed_s"]
-    phases = [name for name in last if name.startswith("time/actor_") or name.startswith("time/learner_")]
-    shares = {name: sum(row.get(name, 0.0) for row in steady) / seconds for name in phases}
+    in_steady_state = steady(rows)
     return Repeat(
         mode=plan.series.mode,
         algorithm=config["algorithm"],
@@ -148,10 +144,10 @@ def repeat_of(
         env_steps=config["total_env_steps"],
         batch_envs=config.get("batch_envs"),
         repeat=number,
-        env_steps_per_s=(last["env_steps"] - first["env_steps"]) / seconds,
-        updates_per_s=(last["learner_updates"] - first["learner_updates"]) / seconds,
-        measured_s=seconds,
-        time_split={name[len("time/") : -len("_s")]: round(share, 4) for name, share in shares.items()},
+        env_steps_per_s=in_steady_state.env_steps_per_s,
+        updates_per_s=in_steady_state.updates_per_s,
+        measured_s=in_steady_state.seconds,
+        time_split=in_steady_state.time_split,
         machine=facts["machine"],
         versions=facts["versions"],
         git_commit=facts["git_commit"],

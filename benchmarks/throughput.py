@@ -2,11 +2,11 @@
 
     python -m benchmarks.throughput [--rounds 5] [--only NAME...] [--env-steps N] [--peers-python PYTHON...]
 
-NAME is a table (cartpole, python-env, algorithms, workers, transport, straggler, central, limits, atari, robots) or a
-part of a workload's name. Every round runs all workloads one after the other, so that what else the machine does meets
-all of them; ratios are taken within a round. Prints a JSON line for each run, and the tables at the end. Peers take
-part where --peers-python names an interpreter that has them (stable-baselines3, pufferlib, sample-factory; several may
-be named).
+NAME is a table (cartpole, python-env, algorithms, workers, transport, straggler, central, limits, atari, robots,
+recording) or a part of a workload's name. Every round runs all workloads one after the other, so that what else the
+machine does meets all of them; ratios are taken within a round. Prints a JSON line for each run, and the tables at the
+end. Peers take part where --peers-python names an interpreter that has them (stable-baselines3, pufferlib,
+sample-factory; several may be named).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from benchmarks import (
     central,
     limits,
     python_env,
+    recording,
     robots,
     straggler,
     transport,
@@ -34,7 +35,7 @@ from benchmarks.children import CommandFailed
 from benchmarks.settings import CORES, Settings
 from benchmarks.tables import Measurement, Table, markdown
 
-_TABLES = (cartpole, python_env, algorithms, workers, transport, straggler, central, limits, atari, robots)
+_TABLES = (cartpole, python_env, algorithms, workers, transport, straggler, central, limits, atari, robots, recording)
 
 
 def main() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -16,6 +15,7 @@ from typing import Any
 
 from benchmarks import children
 from benchmarks.tables import RATE, Measurement
+from hpcrl.benching.rows import read_rows
 
 _OPTIONS = ("--no-tensorboard", "--checkpoint-every", "0")
 _SOLVED = 475
@@ -29,16 +29,21 @@ class Run:
         rows: of metrics.csv, numbers that exist.
         episodes: of episodes.csv; none without --episode-log.
         spans: of rank 0, as in trace.json; none without --profile.
+        checkpoint_mb: size of the largest checkpoint.
         unrolls: acted, learned from, dropped, under way; none where the run doesn't say.
-        cores, peak_mb: see `children.Finished`.
+        cores, peak_mb, cpu_s: see `children.Finished`.
+        recorded_mb: size of all trajectories.
     """
 
     rows: list[dict[str, float]]
     episodes: list[dict[str, float]]
     spans: list[dict[str, Any]]
+    checkpoint_mb: float
     unrolls: tuple[int, ...]
     cores: float
     peak_mb: float
+    cpu_s: float = math.nan
+    recorded_mb: float = 0.0
 
     @property
     def steady(self) -> list[dict[str, float]]:
@@ -88,20 +93,16 @@ def train(
         words = [*start, "train", algorithm, "--run-dir", run_dir, *_OPTIONS, *length, *options]
         done = children.run(list(map(str, words)), timeout, environment)
         return Run(
-            _read(run_dir / "metrics.csv"),
-            _read(run_dir / "episodes.csv"),
+            read_rows(run_dir / "metrics.csv"),
+            read_rows(run_dir / "episodes.csv"),
             _spans(run_dir / "trace.json"),
+            max((path.stat().st_size for path in run_dir.glob("checkpoints/*.h5")), default=0) / 1e6,
             _unrolls(done.output),
             done.cores,
             done.peak_mb,
+            done.cpu_s,
+            sum(path.stat().st_size for path in run_dir.glob("trajectories/*.h5")) / 1e6,
         )
-
-
-def _read(path: Path) -> list[dict[str, float]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
 
 
 def _spans(path: Path) -> list[dict[str, Any]]:

@@ -24,6 +24,8 @@ commands:
   export RUN_DIR    write the weights or the recorded episodes of a run for other programs
   presets           list the configurations that are known to learn
   doctor            see whether this place is fit for hpcrl: alone, under mpirun or under srun
+  plan ALGORITHM    how fast more nodes would be, by a model from costs measured here; takes the options of train too
+  bench [ALGORITHM] how fast training is on this machine, and what binds it; takes the options of train too
 
 examples:
   hpcrl train a2c --env CartPole-v1                        one process
@@ -92,11 +94,19 @@ def _dispatch(arguments: list[str], requests: Requests) -> int:
         from hpcrl.commands.presets import list_presets
 
         return list_presets()
+    if command == "plan":
+        from hpcrl.commands.plan import plan
+
+        return plan(rest)
     if command == "doctor":
         from hpcrl.commands.doctor import doctor
 
         return doctor(rest)
-    expected = "train, submit, status, eval, inspect, export, presets, doctor"
+    if command == "bench":
+        from hpcrl.commands.bench import bench
+
+        return bench(rest)
+    expected = "train, submit, status, eval, inspect, export, presets, doctor, plan, bench"
     raise ConfigError(f"unknown command {command!r}, expected one of: {expected} (see hpcrl --help)")
 
 

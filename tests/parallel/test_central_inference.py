@@ -29,6 +29,8 @@ class _Sums:
     def step(observation: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.stack([observation.sum(-1), observation[:, 0]], -1), state + 1
 
+    value = None
+
     def refresh(self) -> None:
         """It has no weights."""
 
@@ -117,7 +119,7 @@ def _ask(channels: list[Any], rank: int, waiter: Waiter) -> None:
         ask(group)
     for number in range(_ROUNDS):
         for group in range(len(channels)):
-            parameters, state, version = inference.answer(group)
+            parameters, state, version, _ = inference.answer(group)
             expected, next_state = _Sums.step(asked[group], states[group])
             torch.testing.assert_close(parameters, expected)
             torch.testing.assert_close(state, next_state)

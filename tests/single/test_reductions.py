@@ -195,6 +195,21 @@ def test_only_chunks_that_are_filled_to_their_start_leave_early() -> None:
     assert len(comm.messages) == 3
 
 
+def test_a_learner_that_is_late_is_waited_for_politely() -> None:
+    """The first look of the waiter's watch lets the sum end: before it nobody is asked to look after the others."""
+    looked: list[bool] = []
+
+    class Late(Request):
+        def Test(self) -> bool:  # noqa: N802
+            return bool(looked) and super().Test()
+
+    comm, size = Alike(np.random.default_rng(1)), 2 * _CHUNK
+    comm.Iallreduce = lambda _in_place, array: Late(array, 2, 1)  # type: ignore[method-assign]
+    vector = torch.ones(size)
+    HostReduction(comm, _waiter(lambda: looked.append(True))).sum(vector)  # type: ignore[arg-type]
+    assert looked and bool((vector == 2).all())
+
+
 def test_one_learner_sends_nothing() -> None:
     comm = Alike(np.random.default_rng(1), size=1)
     vector = torch.ones(_CHUNK * 2)
