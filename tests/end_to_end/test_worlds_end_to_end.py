@@ -88,8 +88,10 @@ def test_kill_and_resume_with_memory_and_scales_equals_the_uninterrupted_run(
     assert arrays == state(whole)
     assert untimed(cut / "metrics.csv") == untimed(whole / "metrics.csv")
     assert (cut / "episodes.csv").read_text() == (whole / "episodes.csv").read_text()
-    resumes = json.loads((cut / "config.json").read_text())["resumes"]
-    assert resumes == [{"env_steps": 3584, "by_state": 0, "by_replay": 8, "begun_anew": 0}]
+    (resume,) = json.loads((cut / "config.json").read_text())["resumes"]
+    # The newest checkpoint may have been on its way to the disk.
+    assert resume.pop("env_steps") in (3072, 3584)
+    assert resume == {"by_state": 0, "by_replay": 8, "begun_anew": 0}
 
 
 def test_a_policy_that_remembers_is_played_by_eval(done: Mapping[str, Done]) -> None:

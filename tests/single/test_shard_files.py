@@ -95,8 +95,11 @@ def test_threads_and_processes_share_a_shard(tmp_path: Path, monkeypatch: pytest
         (expected,) = set(threads.map(_read_rows, range(16)))
     monkeypatch.undo()
     assert _descriptors() == before + 1
-    with get_context("fork").Pool(3) as processes:
-        assert set(processes.map(_read_rows, range(6))) == {expected}
+    # Ended by itself: processes forked here may have a test's handler of SIGTERM.
+    processes = get_context("fork").Pool(3)
+    assert set(processes.map(_read_rows, range(6))) == {expected}
+    processes.close()
+    processes.join()
     before = _descriptors()
     SHARED[:] = [pickle.loads(pickle.dumps(SHARED[0]))]
     assert _descriptors() == before - 1
