@@ -226,8 +226,9 @@ def _measure_learning(
         optimizer.step()
 
     batches = [_batch(unroll, length, size) for size in columns]
-    seconds = [_median_seconds(lambda batch=batch: learn(batch)) for batch in batches]  # type: ignore[misc]
-    return fit_line([length * size for size in columns], seconds), _median_seconds(apply)
+    evict = _evictor()
+    seconds = [_median_seconds(lambda batch=batch: learn(batch), evict) for batch in batches]  # type: ignore[misc]
+    return fit_line([length * size for size in columns], seconds), _median_seconds(apply, evict)
 
 
 def _standardise(advantages: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -264,14 +265,22 @@ def _unroll_bytes(config: ActorCriticConfig, task: Task, policy: Policy) -> Line
     return Line(max(0.0, nbytes[0] - each * length), each)
 
 
+def _evictor() -> Callable[[], object]:
+    """Fills the caches with something else: a learner waited before its gradient, and others worked meanwhile."""
+    source, target = np.ones(_COPY_BYTES, np.uint8), np.zeros(_COPY_BYTES, np.uint8)
+    return lambda: np.copyto(target, source)
+
+
 def _copy_rate() -> float:
     """Bytes per second from memory to memory."""
-    source, target = np.ones(_COPY_BYTES, np.uint8), np.zeros(_COPY_BYTES, np.uint8)
-    return _COPY_BYTES / _median_seconds(lambda: np.copyto(target, source))
+    return _COPY_BYTES / _median_seconds(_evictor())
 
 
-def _median_seconds(once: Callable[[], object]) -> float:
+def _median_seconds(once: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
+    """Of `once`, which comes after `before` each time."""
+
     def timed() -> float:
+        before()
         begin = time.perf_counter()
         once()
         return time.perf_counter() - begin
