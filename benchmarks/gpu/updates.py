@@ -46,7 +46,10 @@ def _measure(accelerator: Accelerator, num_envs: int, precision: str, seconds: f
     for rates, words in ((resident, "data there already"), (whole, "through our way")):
         yield Finding(_SECTION, f"{name}: {words}", statistics.median(rates) * frames, "agent steps/s")
     ratio = statistics.median(ours / best for ours, best in zip(whole, resident, strict=True))
-    yield at_least(_SECTION, f"{name}: share of that rate", ratio, _WANTED)
+    what = f"{name}: share of that rate"
+    # The copies of a CPU take the time of its updates.
+    is_gpu = accelerator.device.type == "cuda"
+    yield at_least(_SECTION, what, ratio, _WANTED) if is_gpu else Finding(_SECTION, what, ratio)
 
 
 def _rates(
