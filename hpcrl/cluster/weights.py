@@ -240,7 +240,8 @@ class _FarCell:
         return self._send is None
 
     def progress(self) -> bool:
-        if not self.is_due or not self.is_idle():
+        # Also where nothing is due: MPI moves a message on only while somebody looks at it.
+        if not self.is_idle() or not self.is_due:
             return False
         self._outgoing[:] = self._newest
         # Synchronous: complete once received, so that a slow node has one message on its way, never a queue.

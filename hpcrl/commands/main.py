@@ -16,7 +16,7 @@ _USAGE = """usage: hpcrl COMMAND ...
 Reinforcement learning over MPI, from a laptop to a cluster.
 
 commands:
-  train ALGORITHM   train an agent (a2c, ppo, a3c, impala, appo); --help after it lists the options
+  train ALGORITHM   train an agent (a2c, ppo, a3c, impala, appo, bc); --help after it lists the options
   submit ALGORITHM  make a Slurm batch script for a run and submit it; takes the options of train too
   status RUN_DIR    how a run stands: its jobs, progress, last checkpoint, restarts
   eval RUN_DIR      play the newest good checkpoint of a run

@@ -135,14 +135,17 @@ class Recording:
 
     def finish(self, unroll: Unroll, values: NDArray[np.float32] | None) -> None:
         """Record an unroll, with the values [length, B] of its rows where they came with the actions."""
-        length = unroll.length
+        # All of them in their order: no copies.
+        chosen = slice(None) if len(self._columns) == unroll.spec.num_envs else self._columns
         if values is None:
             assert self._value_later is not None, "values come with actions, or later"
-            values = self._value_later(torch.from_numpy(unroll.observation[:length])).numpy()
+            values = self._value_later(torch.from_numpy(unroll.observation[: unroll.length, chosen])).numpy()
+        else:
+            values = values[:, chosen]
         # By row and then column, as groups come one after the other.
         self._finals.sort(key=lambda final: final[:2])
         with self.complaints.catching():
-            self._writer.append(self._block(unroll, values), self.env_steps)
+            self._writer.append(self._block(unroll, chosen, values), self.env_steps)
         self._finals = []
 
     def close_shard(self, env_steps: int) -> None:
@@ -155,10 +158,9 @@ class Recording:
         with self.complaints.catching():
             self._writer.close()
 
-    def _block(self, unroll: Unroll, values: NDArray[np.float32]) -> Block:
-        length, columns = unroll.length, self._columns
-        # All of them in their order: no copies.
-        chosen = slice(None) if len(columns) == unroll.spec.num_envs else columns
+    def _block(self, unroll: Unroll, chosen: slice | NDArray[np.int64], values: NDArray[np.float32]) -> Block:
+        """The chosen columns of an unroll, of which values are given alone."""
+        length = unroll.length
         names = [name for name in _SERIES if len(getattr(unroll, name))]
         series = {name: getattr(unroll, name)[:length, chosen] for name in names}
         observation = unroll.spec.task.observation
@@ -166,7 +168,7 @@ class Recording:
         for row, (_, _, last) in enumerate(self._finals):
             finals[row] = last
         return Block(
-            series=series | {"value": values[:, chosen]},
+            series=series | {"value": values},
             next_observation=unroll.observation[length, chosen],
             episode_number=unroll.episode_number[:length, chosen],
             episode_length=unroll.episode_length[:length, chosen],

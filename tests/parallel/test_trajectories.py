@@ -102,7 +102,7 @@ def test_recorded_values_are_those_of_the_policy(shared_dir: Path) -> None:
     from hpcrl.storage import TrajectoryDataset
 
     for number, changes in enumerate(
-        ({}, {"core": "gru", "core_size": 8}, {"frame_stack": 2}, {"shared_encoder": True})
+        ({}, {"core": "gru", "core_size": 8}, {"frame_stack": 2}, {"shared_encoder": True}, {"record_fraction": 0.5})
     ):
         settings = SMALL | {"total_env_steps": 96, "num_iterations": 1} | changes
         config = A2CConfig(run_dir=shared_dir / str(number), record_trajectories=True, learning_rate=1e-30, **settings)
