@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -21,6 +22,10 @@ _INSIDE = "HPCRL_TEST_WORLD"
 _SHARE_NOTHING = {"test_failures.py", "test_hosts.py", "test_learning.py", "test_signals.py"}
 
 
+#: What asks a process to stop or to save.
+_ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_launchers() -> Iterator[None]:
     """Launchers that tests start themselves leave those of other workers alone, see `hpcrl.cluster.launch`."""
@@ -31,6 +36,15 @@ def own_launchers() -> Iterator[None]:
         os.environ[SESSION_FOLDER] = folder
         yield
         del os.environ[SESSION_FOLDER]
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """What a command or benchmark under test does about signals ends with the test."""
+    before = {number: signal.getsignal(number) for number in _ASKING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

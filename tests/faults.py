@@ -129,5 +129,5 @@ def plant_as_told(told: str) -> None:
 
 
 if __name__ == "__main__":
-    plant_as_told(sys.argv[1])
-    sys.exit(main(sys.argv[2:]))
+    plant_as_told(sys.argv.pop(1))
+    sys.exit(main())

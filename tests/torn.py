@@ -147,9 +147,9 @@ def _checksum(control: Control, weights: NDArray[np.float32]) -> int:
 
 
 if __name__ == "__main__":
-    name, _, share = sys.argv[1].partition("@")
+    name, _, share = sys.argv.pop(1).partition("@")
     torn = TornShards(float(share), is_locked=name == "checked")
     torn.install()
-    status = main(sys.argv[2:])
+    status = main()
     print(torn.describe(), file=sys.stderr, flush=True)
     sys.exit(status)

@@ -36,7 +36,12 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; its exit status: 0, 1 for a run that failed, 2 for input that can't be run."""
+    """Run a command line; its exit status: 0, 1 for a run that failed, 2 for input that can't be run.
+
+    Args:
+        arguments: in place of those that this process was started with, which it would leave with the status of.
+    """
+    leaving = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # As `python -m` has it: `--env mine:Env-v0` finds mine.py in the current folder.
     sys.path.insert(0, str(Path.cwd()))
@@ -50,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _is_first_rank():
             print(f"hpcrl: {error}", file=sys.stderr, flush=True)
         status = error.exit_status
-    if status:
+    if status and leaving:
         # All ranks leave with it, and a launcher ends those that are still at it, whose status it would take instead.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return status

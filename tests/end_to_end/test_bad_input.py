@@ -76,11 +76,13 @@ def test_unknown_words_are_refused() -> None:
 
 
 def test_several_ranks_refuse_with_one_sentence(tmp_path: Path) -> None:
-    for arguments in (("--num-envs", 0), ("--learners", 3)):
-        command = [*HPCRL, "train", "a2c", "--run-dir", str(tmp_path / "run"), *map(str, arguments)]
-        done = run(launcher_command(3, command), environment=rank_environment(os.environ))
-        assert done.returncode == 2, done.stderr
-        assert done.stderr.count("hpcrl: ") == 1, done.stderr
+    command = [*HPCRL, "train", "a2c", "--run-dir", str(tmp_path / "run")]
+    done = run(launcher_command(3, [*command, "--num-envs", "0"]), environment=rank_environment(os.environ))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("hpcrl: ") == 1, done.stderr
+    # Known only once the ranks have met.
+    [done] = in_turn([("train", "a2c", "--run-dir", tmp_path / "run", "--learners", 2)], ranks=2)
+    assert "--learners 2" in _sentence(done)
 
 
 def test_a_world_of_another_size_is_refused(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def _start(run_dir: Path, fault: str, *options: str, ranks: int = 3, algorithm: 
     return Running(launcher_command(ranks, command), environment=rank_environment(os.environ))
 
 
-@pytest.mark.parametrize(("role", "algorithm"), [("actor", "impala"), ("learner", "impala"), ("actor", "a2c")])
+@pytest.mark.parametrize(("role", "algorithm"), [("learner", "impala"), ("actor", "a2c")])
 def test_an_exception_ends_the_job_with_its_traceback(tmp_path: Path, role: str, algorithm: str) -> None:
     done = _start(tmp_path / "run", f"{role}:raise@30", algorithm=algorithm).wait(timeout=30)
     rank = {"actor": 1, "learner": 0}[role]
@@ -49,8 +49,10 @@ def test_an_exception_ends_the_job_with_its_traceback(tmp_path: Path, role: str,
     assert weights(tmp_path / "run").size
 
 
-@pytest.mark.parametrize("role", ["actor", "learner"])
-@pytest.mark.parametrize(("fault", "algorithm"), [("exit", "a2c"), ("kill", "impala")])
+@pytest.mark.parametrize(
+    ("role", "fault", "algorithm"),
+    [("learner", "exit", "a2c"), ("actor", "kill", "impala"), ("learner", "kill", "impala")],
+)
 def test_a_rank_that_vanishes_ends_the_job(tmp_path: Path, role: str, fault: str, algorithm: str) -> None:
     done = _start(tmp_path / "run", f"{role}:{fault}@30", algorithm=algorithm).wait(timeout=30)
     assert done.returncode not in (0, None)

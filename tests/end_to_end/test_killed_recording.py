@@ -1,4 +1,4 @@
-"""Runs that record are killed: every closed shard and the newest checkpoint load, and no episode is there twice."""
+"""A run that records is killed: every closed shard and the newest checkpoint load, and no episode is there twice."""
 
 from __future__ import annotations
 
@@ -6,13 +6,8 @@ import sys
 from pathlib import Path
 
 from tests.commands import run
-from tests.killed import kill_ranks
 
 
 def test_ten_kills_of_one_process(tmp_path: Path) -> None:
     done = run([sys.executable, "-m", "tests.killed", str(tmp_path / "run"), "10"], timeout=120)
     assert done.returncode == 0, done.stderr
-
-
-def test_a_kill_of_three_ranks(tmp_path: Path) -> None:
-    kill_ranks(tmp_path / "run", ranks=3, kills=1)

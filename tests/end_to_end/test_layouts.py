@@ -52,8 +52,14 @@ _WORLDS = [
             "native-three-ranks": _NATIVE,
         },
     ),
-    (4, {"four-colocated": (*_SHORT, *_COLOCATED)}),
-    (5, {"five-ranks": _SHORT, "two-learners": (*_SHORT, "--learners", 2, *_SYNCED)}),
+    (
+        5,
+        {
+            "five-ranks": _SHORT,
+            "two-learners": (*_SHORT, "--learners", 2, *_SYNCED),
+            "five-colocated": (*_SHORT, *_COLOCATED),
+        },
+    ),
 ]
 _TOLERANCE = 1e-5
 
@@ -102,7 +108,7 @@ def test_another_number_of_actors_is_the_same_run(runs: Runs, name: str) -> None
     assert relative_difference(weights(runs["reference"]), weights(runs[name])) <= _TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["two-learners", "four-colocated", "three-colocated"])
+@pytest.mark.parametrize("name", ["two-learners", "five-colocated", "three-colocated"])
 def test_several_learners_are_the_same_run(runs: Runs, name: str) -> None:
     assert _first_episodes(runs[name]) == _first_episodes(runs["reference"])
     assert relative_difference(weights(runs["reference"]), weights(runs[name])) <= _TOLERANCE

@@ -50,8 +50,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     a2c = ("a2c", *_SHORT)
     worlds = [
         (1, {"one-process": a2c, "unasked": (*a2c, "--no-profile")}),
-        (2, {"run-ahead": ("impala", *_SHORT, "--batch-envs", 8), "refused": a2c}),
-        (3, {"three-ranks": a2c}),
+        (2, {"run-ahead": ("impala", *_SHORT, "--batch-envs", 8), "refused": a2c, "two-ranks": a2c}),
     ]
     return Runs(folder, worlds)
 
@@ -60,7 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     ("layout", "names"),
     [
         ("one-process", ["rank 0 (learner, actor)"]),
-        ("three-ranks", ["rank 0 (learner)", "rank 1 (actor)", "rank 2 (actor)"]),
+        ("two-ranks", ["rank 0 (learner)", "rank 1 (actor)"]),
     ],
 )
 def test_a_run_leaves_its_trace(runs: Runs, layout: str, names: list[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import HPCRL, Running, Runs, in_turn, run, state, train, untimed
+from tests.commands import HPCRL, Done, Running, Runs, in_turn, run, state, train, untimed
 
 _RUN = ("--total-env-steps", "30000", "--num-iterations", "6", "--checkpoint-every", "2048", "--hidden-sizes", "32")
 _TRAIN = [*HPCRL, "train", "a2c", "--no-tensorboard", *_RUN]
@@ -34,9 +34,10 @@ _WORLDS = [
 #: What is killed in one process: its options, and the checkpoints that it has by then.
 _CUTS = {
     "one-process-1": ((), 1),
-    "one-process-4": ((), 4),
     "one-process-9": ((), 9),
     **{env: (options, 3) for env, options in _OWN_STATE.items()},
+    "restless": (("--env", "tests.environments:Restless-v0", "--num-envs", "4", "--unroll-length", "16"), 2),
+    "next-step": (("--env", "tests.environments:NextStep-v0", "--vector", "native", "--num-envs", "8"), 4),
 }
 
 
@@ -47,15 +48,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs of one process each that were killed, and went on one after the other in another process."""
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Done]]:
+    """Runs of one process each that were killed, and went on one after the other in another process."""
     folder = tmp_path_factory.mktemp("cut")
     for name, (options, num_checkpoints) in _CUTS.items():
         _kill_once_saved(folder / name, options, num_checkpoints)
     commands = [("train", "a2c", "--run-dir", folder / name, "--no-tensorboard", "--resume") for name in _CUTS]
     outcomes = in_turn(commands)
     assert [done.returncode for done in outcomes] == [0] * len(_CUTS), outcomes
-    return folder
+    return {name: (folder / name, done) for name, done in zip(_CUTS, outcomes, strict=True)}
 
 
 def _kill_once_saved(run_dir: Path, layout: tuple[str, ...], num_checkpoints: int) -> None:
@@ -72,9 +73,11 @@ def _expect_equal(cut: Path, whole: Path) -> None:
     assert (cut / "episodes.csv").read_text() == (whole / "episodes.csv").read_text()
 
 
-@pytest.mark.parametrize("num_checkpoints", [1, 4, 9])
-def test_kill_and_resume_equals_the_uninterrupted_run(runs: Runs, resumed: Path, num_checkpoints: int) -> None:
-    _expect_equal(resumed / f"one-process-{num_checkpoints}", runs["one-process"])
+@pytest.mark.parametrize("num_checkpoints", [1, 9])
+def test_kill_and_resume_equals_the_uninterrupted_run(
+    runs: Runs, resumed: dict[str, tuple[Path, Done]], num_checkpoints: int
+) -> None:
+    _expect_equal(resumed[f"one-process-{num_checkpoints}"][0], runs["one-process"])
 
 
 def test_kill_and_resume_of_two_learners_equals_the_uninterrupted_run(tmp_path: Path, runs: Runs) -> None:
@@ -93,9 +96,12 @@ def test_kill_and_resume_on_three_ranks_equals_the_uninterrupted_run(tmp_path: P
 
 
 @pytest.mark.parametrize("env", _OWN_STATE)
-def test_environments_with_a_state_of_their_own_go_on_exactly(runs: Runs, resumed: Path, env: str) -> None:
-    assert state(resumed / env) == state(runs[env])
-    assert '"by_state": 16' in (resumed / env / "config.json").read_text()
+def test_environments_with_a_state_of_their_own_go_on_exactly(
+    runs: Runs, resumed: dict[str, tuple[Path, Done]], env: str
+) -> None:
+    run_dir, _ = resumed[env]
+    assert state(run_dir) == state(runs[env])
+    assert '"by_state": 16' in (run_dir / "config.json").read_text()
 
 
 def test_resume_on_other_ranks_goes_on_with_the_same_environments(tmp_path: Path, runs: Runs) -> None:
@@ -105,21 +111,17 @@ def test_resume_on_other_ranks_goes_on_with_the_same_environments(tmp_path: Path
     assert (tmp_path / "cut/episodes.csv").read_text() == (runs["one-process"] / "episodes.csv").read_text()
 
 
-def test_an_environment_that_cannot_be_restored_begins_anew_and_says_so(tmp_path: Path) -> None:
-    options = ("--env", "tests.environments:Restless-v0", "--num-envs", "4", "--unroll-length", "16")
-    _kill_once_saved(tmp_path / "run", options, 2)
-    done = train(tmp_path / "run", "--resume")
+def test_an_environment_that_cannot_be_restored_begins_anew_and_says_so(resumed: dict[str, tuple[Path, Done]]) -> None:
+    run_dir, done = resumed["restless"]
     assert "4 environments could not be restored and begin new episodes" in done.stderr
-    assert '"begun_anew": 4' in (tmp_path / "run/config.json").read_text()
+    assert '"begun_anew": 4' in (run_dir / "config.json").read_text()
 
 
-def test_ignored_rows_of_a_native_environment_cost_no_episode_of_the_log(tmp_path: Path) -> None:
-    options = ("--env", "tests.environments:NextStep-v0", "--vector", "native", "--num-envs", "8")
-    _kill_once_saved(tmp_path / "run", options, 4)
-    done = train(tmp_path / "run", "--resume")
+def test_ignored_rows_of_a_native_environment_cost_no_episode_of_the_log(resumed: dict[str, tuple[Path, Done]]) -> None:
+    run_dir, done = resumed["next-step"]
     assert "layout_invariant: false" in done.stdout
-    assert '"layout_invariant": false' in (tmp_path / "run/config.json").read_text()
-    lines = [line.split(",") for line in (tmp_path / "run/episodes.csv").read_text().splitlines()[1:]]
+    assert '"layout_invariant": false' in (run_dir / "config.json").read_text()
+    lines = [line.split(",") for line in (run_dir / "episodes.csv").read_text().splitlines()[1:]]
     for env in range(8):
         numbers = [int(number) for _, index, number, *_ in lines if int(index) == env]
         assert len(set(numbers)) == len(numbers)

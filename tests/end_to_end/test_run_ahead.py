@@ -36,16 +36,16 @@ _WORLDS = [
         },
     ),
     (
-        3,
+        4,
         {
-            "replayed": ("impala", *_SHORT, *_REPLAYED),
+            "replayed": ("impala", *_SHORT, *_REPLAYED, "--learners", 1),
+            "cut-rounds": _CUT,
+            "lockstep-four-ranks": _LOCKSTEP,
             "lockstep-central": (*_LOCKSTEP, "--inference", "learner"),
         },
     ),
-    (4, {"cut-rounds": _CUT, "lockstep-four-ranks": _LOCKSTEP}),
     # The same again by other processes.
-    (3, {"replayed-again": ("impala", *_SHORT, *_REPLAYED)}),
-    (4, {"cut-rounds-again": _CUT}),
+    (4, {"replayed-again": ("impala", *_SHORT, *_REPLAYED, "--learners", 1), "cut-rounds-again": _CUT}),
 ]
 _TOLERANCE = 1e-5
 
@@ -175,7 +175,6 @@ def test_hosts_that_share_no_memory_run_ahead_as_well(
     acted, learned, dropped, under_way = _account(done.stdout)
     assert acted == learned + dropped + under_way and dropped == 0
     if options == "deterministic":
-        # With three actors in place of two: of one learner, any number is the same run.
         assert relative_difference(weights(runs["replayed"]), weights(run_dir)) <= _TOLERANCE
     if options == "central":
         assert relative_difference(weights(runs["lockstep"]), weights(run_dir)) <= _TOLERANCE

@@ -39,8 +39,10 @@ def _expect_saved(running: Running, run_dir: Path) -> None:
     assert not running.descendants()
 
 
-@pytest.mark.parametrize("number", _ASKING)
-@pytest.mark.parametrize("options", [(), ("--ranks", "2")], ids=["one-process", "two-ranks"])
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [*(((), number) for number in _ASKING), *((("--ranks", "2"), number) for number in _ASKING[1:3])],
+)
 def test_the_first_signal_saves_and_leaves(tmp_path: Path, options: tuple[str, ...], number: signal.Signals) -> None:
     running = _start(tmp_path / "run", *options)
     running.until(lambda: _is_training(tmp_path / "run"))
@@ -48,8 +50,11 @@ def test_the_first_signal_saves_and_leaves(tmp_path: Path, options: tuple[str, .
     _expect_saved(running, tmp_path / "run")
 
 
-@pytest.mark.parametrize("options", [(), ("--ranks", "2")], ids=["one-process", "two-ranks"])
-@pytest.mark.parametrize("delay_s", [0.3, 1.5])
+@pytest.mark.parametrize(
+    ("options", "delay_s"),
+    [((), 0.3), (("--ranks", "2"), 0.3), (("--ranks", "2"), 1.5)],
+    ids=["one-process", "two-ranks", "two-ranks-later"],
+)
 def test_a_signal_during_start_up_is_not_lost(tmp_path: Path, options: tuple[str, ...], delay_s: float) -> None:
     running = _start(tmp_path / "run", *options)
     # Until its handlers stand, a process dies of the signal: the first thing that it does.

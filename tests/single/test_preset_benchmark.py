@@ -9,14 +9,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import preset_results, presets, steps
+from benchmarks import preset_results, presets
 from benchmarks.preset_results import Result, draw, markdown, read, read_curve, write
 from benchmarks.presets import Plan, result_of
 from hpcrl.commands.options import parse
@@ -52,15 +52,6 @@ FIRST, GRID = "a2c/first-light", "a3c/a3c-grid-navigation"
 RESULT = Result(FIRST, "", 1, 1, 6, 100.0, 300, 4.0, 101.0, 300, 4.0)
 
 Measure = Callable[..., int]
-
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """The benchmark handles signals; afterwards they are the tests' again."""
-    before = {number: signal.getsignal(number) for number in steps._SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

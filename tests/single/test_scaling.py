@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -78,15 +77,6 @@ def launch(tmp_path: Path) -> str:
     """What starts the stub."""
     (tmp_path / "stub.py").write_text(STUB)
     return f"{sys.executable} -S {tmp_path / 'stub.py'}"
-
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """The benchmark handles signals; afterwards they are the tests' again."""
-    before = {number: signal.getsignal(number) for number in steps._SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def scale(out: Path, launch: str, *words: str) -> int:
