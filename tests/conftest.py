@@ -1,4 +1,4 @@
-"""Runs tests that need several ranks in fresh worlds, those of a file together; the outer pytest never starts MPI."""
+"""Runs tests that need several ranks in worlds that they share; the outer pytest never starts MPI."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def shared_dir(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests of one file that share a world or a run come to the same worker, and such files before all other tests.
+    """Tests that share a world or a run come to the same worker, and before all other tests.
 
     The scheduler of `--dist loadgroup` would do, but pytest-xdist 3.8 finds no groups under pytest 9.2.
     """
@@ -68,6 +68,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Sharing(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = Path(nodeid.partition("::")[0])
+            if file.parent.name == "parallel" and file.name not in _SHARE_NOTHING:
+                return str(file.parent)
             return nodeid if file.parent.name == "single" or file.name in _SHARE_NOTHING else str(file)
 
     return Sharing(config, log)
@@ -87,26 +89,24 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:
     return True
 
 
-_KNOWN = pytest.StashKey[dict[tuple[Path, int], dict[str, str | None]]]()
+_KNOWN = pytest.StashKey[dict[int, dict[str, str | None]]]()
 
 
 def _failures(item: pytest.Item, ranks: int) -> dict[str, str | None]:
-    """Why each test of the file of `item` fails on `ranks` ranks, or None where it does not; asked once, run once."""
+    """Why each test on `ranks` ranks fails, or None where it does not; asked once, run once."""
     known = item.session.stash.setdefault(_KNOWN, {})
-    if (item.path, ranks) not in known:
+    if ranks not in known:
         together = [
             other
             for other in item.session.items
-            if other.path == item.path
-            and (marker := other.get_closest_marker("mpi")) is not None
-            and ranks in marker.kwargs["ranks"]
+            if (marker := other.get_closest_marker("mpi")) is not None and ranks in marker.kwargs["ranks"]
         ]
-        known[item.path, ranks] = _run_together(together, ranks)
-    return known[item.path, ranks]
+        known[ranks] = _run_together(together, ranks)
+    return known[ranks]
 
 
 def _run_together(items: list[pytest.Item], ranks: int) -> dict[str, str | None]:
-    """Run tests in one world; those after one that fails in another."""
+    """Run tests in one world, as starting it is most of a short test; those after one that fails in another."""
     failures: dict[str, str | None] = {}
     while len(failures) < len(items):
         rest = items[len(failures) :]
@@ -124,7 +124,7 @@ def _run_together(items: list[pytest.Item], ranks: int) -> dict[str, str | None]
 
 
 def _file_name(item: pytest.Item) -> str:
-    return item.name.replace("/", "_")
+    return f"{item.path.stem}-{item.name}".replace("/", "_")
 
 
 def _node(item: pytest.Item) -> str:
