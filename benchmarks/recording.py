@@ -21,7 +21,7 @@ _RUNS: Mapping[str, tuple[str, Sequence[object], float]] = {
         ("--preset", "cartpole-throughput", *_BOTH),
         20.0,
     ),
-    "ALE/Pong-v5, impala, 1 learner + 1 actor": ("impala", (*_PONG, "--ranks", 2), 0.05),
+    "ALE/Pong-v5, impala, 1 learner + 1 actor": ("impala", (*_PONG, "--ranks", 2), 0.1),
 }
 _KINDS: Mapping[str, Sequence[object]] = {
     "plain": (),
@@ -29,6 +29,8 @@ _KINDS: Mapping[str, Sequence[object]] = {
     "zstd": ("--record-trajectories", "--record-compression", "zstd"),
 }
 _STARTED = "started and ended"
+#: Env steps that have an iteration after the first.
+_SHORTEST = 2000
 
 
 def table(settings: Settings) -> Table:
@@ -37,7 +39,7 @@ def table(settings: Settings) -> Table:
     for name, (algorithm, options, share) in _RUNS.items():
         env_steps = round(share * settings.env_steps)
         for kind, more in {_STARTED: (), **_KINDS}.items():
-            steps = env_steps // 50 if kind == _STARTED else env_steps
+            steps = max(env_steps // 50, _SHORTEST) if kind == _STARTED else env_steps
             workloads[f"{name}, {kind}"] = partial(_train, algorithm, (*options, *more), steps)
     columns = [Column("cpu_us", "CPU us", ",.2f"), Column("bytes_per_step", "bytes", ",.1f")]
     title = f"Recording trajectories, {CORES} cores: every environment, all fields"

@@ -20,7 +20,7 @@ from hpcrl.cluster.launch import inside_mpi, launcher_command, rank_environment
 if TYPE_CHECKING or inside_mpi(os.environ):
     # These start MPI, which the process that starts the ranks must not.
     from hpcrl.cluster.mpi import Comm, abort, library
-    from hpcrl.roles.recorder import _cpu_model, _git_commit, package_versions
+    from hpcrl.provenance import cpu_model, git_commit, package_versions
 
 Measurement = dict[str, Any]
 
@@ -75,10 +75,10 @@ def facts(comm: Comm) -> Measurement:
     """What every line says of where it was measured. Collective over `comm`."""
     hosts = comm.allgather(os.uname().nodename)
     return {
-        "machine": {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]},
+        "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]},
         "layout": {"ranks": comm.size, "nodes": len(set(hosts))},
         "versions": {"python": sys.version.split()[0], "mpi": library(), **package_versions()},
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

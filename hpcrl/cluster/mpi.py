@@ -14,6 +14,9 @@ from hpcrl.errors import RankError
 
 # Open MPI's one-sided component for UCX complains on machines without its hardware; ours are shared-memory windows.
 os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+# Rabenseifner's algorithm for sums that do not block. Left to itself Open MPI adds whole vectors up on one rank and
+# sends the sum back where there are 2 or 3, and goes round a ring, with 2 (n - 1) latencies, where there are more.
+os.environ.setdefault("OMPI_MCA_coll_libnbc_iallreduce_algorithm", "3")
 if not inside_mpi(os.environ):
     os.environ.update(one_machine_settings(os.environ))
 if not MPI.Is_initialized():

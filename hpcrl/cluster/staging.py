@@ -77,11 +77,18 @@ class StagedReduction(Reduction):
         self._arriving.append((chunk, self._copies.to_host(chunk.device, chunk.host)))
 
     def _complete(self) -> None:
-        while self._arriving or self._adding:
-            # A wait for each step that is made, as waits become lazy with time. Until the first chunk is here, the
-            # device may still compute.
-            self._waiter.until(self._advance, Phase.REDUCING if self._adding else Phase.LEARNING)
+        if self._arriving and not self._adding:
+            # The device may still compute.
+            self._waiter.until(self._advance, Phase.LEARNING)
+        if not self._ends_soon(self._look):
+            while self._arriving or self._adding:
+                # A wait for each step that is made, as waits become lazy with time.
+                self._waiter.until(self._advance, Phase.REDUCING)
         self._copies.join()
+
+    def _look(self) -> bool:
+        self._advance()
+        return not self._arriving and not self._adding
 
     def _advance(self) -> bool:
         """Take every chunk as far as it gets without waiting; whether one got on."""

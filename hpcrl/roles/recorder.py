@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import platform
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from hpcrl.envs.tasks import divide
 from hpcrl.errors import CheckpointError
 from hpcrl.metrics import CsvFile, EpisodeReducer, Row, TensorBoardFile, columns_of, cut_csv
 from hpcrl.noise import Purpose, seeds
+from hpcrl.provenance import cpu_model, git_commit, package_versions
 from hpcrl.roles.boundary import is_milestone
 from hpcrl.roles.computing import Plan
 from hpcrl.spaces import Task
@@ -33,7 +32,6 @@ FORMAT_VERSION = 1
 _EPISODE_COLUMNS = ("env_step", "env_index", "episode", "seed", "length", "return")
 #: Of a run of several tasks.
 _TASK_COLUMN = "task"
-_PACKAGES = ("hpcrl", "torch", "numpy", "gymnasium", "mpi4py", "h5py")
 
 
 class Recorder:
@@ -198,12 +196,12 @@ def run_facts(config: TrainConfig, task: Task, plan: Plan, hosts: list[str], num
             **package_versions(),
         },
         "machine": {
-            "cpu": _cpu_model(),
+            "cpu": cpu_model(),
             "cores": num_cpus,
             "threads": torch.get_num_threads(),
             "gpus": {str(rank): device.name for rank, device in plan.devices.items() if device is not None},
         },
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 
@@ -219,31 +217,3 @@ def changes_since(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
         old, new = before.get(part, {}), now[part]
         changed += [f"{part} {key}" for key in new if old.get(key) != new[key] and key != "hosts"]
     return changed
-
-
-def package_versions() -> dict[str, str | None]:
-    """Versions of what a run is made of; None for what is not installed as a package. Local."""
-    return {name: _version(name) for name in _PACKAGES}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -17,7 +17,7 @@ from hpcrl.config import ActorCriticConfig, to_json
 from hpcrl.envs.episodes import Finals
 from hpcrl.models.acting import can_value_later, value_later
 from hpcrl.models.policy import Policy
-from hpcrl.roles.recorder import package_versions
+from hpcrl.provenance import package_versions
 from hpcrl.spaces import Task
 from hpcrl.storage.shard_table import UNROLL_COLUMNS, About, Block, Kind
 from hpcrl.storage.shards import ShardOptions, ShardWriter

@@ -1,27 +1,27 @@
 """Checkpoints: a file counts once the manifest beside it, written after it, lists it."""
 
-import json
 import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 
 from hpcrl.errors import CheckpointError, ConfigError
 from hpcrl.storage.durable import sha256_of, write_durably, write_json_durably
 from hpcrl.storage.hdf5 import Attribute, read_arrays, write_arrays
+from hpcrl.storage.manifest import (
+    MANIFEST_NAME,
+    Entry,
+    by_score,
+    is_plain_name,
+    manifest_of,
+    read_manifest,
+    unused_name,
+)
 from hpcrl.storage.staging import Staging
-
-MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 1
-MAX_MANIFEST_BYTES = 1 << 24
-
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,37 +43,6 @@ class Checkpoint:
         start = prefix + "/"
         below = (name for name in self.arrays if name.startswith(start))
         return {name.removeprefix(start): self.arrays[name] for name in below}
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One line of the manifest."""
-
-    name: str
-    sha256: str
-    bytes: int
-    score: float | None = None
-    env_steps: int | None = None
-    learner_updates: int | None = None
-    milestone: bool = False
-
-    @classmethod
-    def parse(cls, line: Any) -> Self:
-        entry = cls(**line)
-        _require(_is_plain_name(entry.name), f"{entry.name!r} is no plain file name")
-        _require(bool(_SHA256.fullmatch(entry.sha256)), f"{entry.name} has no sha256")
-        _require(type(entry.bytes) is int, f"{entry.name} has no size")
-        counters = (entry.env_steps, entry.learner_updates)
-        whole = all(type(counter) in (int, type(None)) for counter in counters)
-        _require(whole, f"{entry.name} has a bad counter")
-        _require(type(entry.milestone) is bool, f"{entry.name} has a bad milestone")
-        score = 0 if entry.score is None else entry.score
-        _require(type(score) in (int, float) and math.isfinite(score), f"{entry.name} has a bad score")
-        return entry
-
-    def as_json(self) -> dict[str, Any]:
-        absent = {"env_steps": None, "learner_updates": None, "milestone": False}
-        return {key: value for key, value in asdict(self).items() if key not in absent or value is not absent[key]}
 
 
 class CheckpointStore:
@@ -125,16 +94,16 @@ class CheckpointStore:
             CheckpointError: The disk is full, read-only or broken, or the manifest is damaged.
             ValueError: A name, dtype or attribute that can't be stored.
         """
-        listed = _read_manifest(self.directory)
-        unused = _unused_name(name, listed)
-        _require(_is_plain_name(unused), f"{unused!r} is no plain file name")
+        listed = read_manifest(self.directory)
+        unused = unused_name(name, listed)
+        _require(is_plain_name(unused), f"{unused!r} is no plain file name")
         path = self._file(unused)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             _unlink_quietly(self._leftovers(name, listed))
             self._write_durably(path, lambda temporary: write_arrays(temporary, arrays, attributes))
             kept = self._kept([*listed, _describe(path, attributes, score, milestone)])
-            write_json_durably(self.directory / MANIFEST_NAME, _manifest(kept))
+            write_json_durably(self.directory / MANIFEST_NAME, manifest_of(kept))
         except OSError as error:
             raise CheckpointError(f"Checkpoint {path} was not saved: {error}.") from error
         dropped = {entry.name for entry in listed} - {entry.name for entry in kept}
@@ -148,7 +117,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: The manifest is damaged.
         """
-        listed = _read_manifest(self.directory)
+        listed = read_manifest(self.directory)
         return self._file(listed[-1].name) if listed else None
 
     def newest(self) -> Checkpoint | None:
@@ -160,7 +129,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: The manifest, or every checkpoint that it lists, is damaged.
         """
-        return self._first_whole(reversed(_read_manifest(self.directory)))
+        return self._first_whole(reversed(read_manifest(self.directory)))
 
     def best(self) -> Checkpoint | None:
         """Loads the whole checkpoint of the highest score; warns of each damaged one that it passes over.
@@ -171,9 +140,9 @@ class CheckpointStore:
         Raises:
             CheckpointError: The manifest, or every checkpoint with a score, is damaged.
         """
-        return self._first_whole(_by_score(_read_manifest(self.directory)))
+        return self._first_whole(by_score(read_manifest(self.directory)))
 
-    def _first_whole(self, entries: Iterable[_Entry]) -> Checkpoint | None:
+    def _first_whole(self, entries: Iterable[Entry]) -> Checkpoint | None:
         damages = []
         for entry in entries:
             try:
@@ -186,13 +155,13 @@ class CheckpointStore:
             raise CheckpointError(f"No checkpoint in {self.directory} is whole; the first: {damages[0]}")
         return None
 
-    def _kept(self, entries: list[_Entry]) -> list[_Entry]:
+    def _kept(self, entries: list[Entry]) -> list[Entry]:
         """Returns the newest `keep` entries, the best one and milestones, oldest first; none found damaged."""
         whole = [entry for entry in entries if entry.name not in self._damaged]
-        chosen = whole[-self.keep :] + _by_score(whole)[:1]
+        chosen = whole[-self.keep :] + by_score(whole)[:1]
         return [entry for entry in whole if entry.milestone or entry in chosen]
 
-    def _leftovers(self, name: str, entries: list[_Entry]) -> list[Path]:
+    def _leftovers(self, name: str, entries: list[Entry]) -> list[Path]:
         """Returns what a kill left behind: temporary files, and files named like ours but not listed."""
         listed = {entry.name for entry in entries}
         # A file under another kind of name is the user's own copy.
@@ -224,7 +193,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     path = Path(path)
     try:
-        entries = _read_manifest(path.parent)
+        entries = read_manifest(path.parent)
     except CheckpointError as error:
         warnings.warn(f"The checkpoint is loaded without its manifest: {error}", RuntimeWarning, stacklevel=2)
         entries = []
@@ -274,60 +243,13 @@ def _outline(shape: tuple[int, ...], dtype: str) -> str:
     return f"{list(shape)} {dtype}"
 
 
-def _read_manifest(directory: Path) -> list[_Entry]:
-    """Returns the listed checkpoints, oldest first; none where there is no manifest."""
-    path = directory / MANIFEST_NAME
-    try:
-        if not path.exists():
-            return []
-        _require(path.is_file(), "it is no regular file")
-        _require(path.stat().st_size <= MAX_MANIFEST_BYTES, f"it is over {MAX_MANIFEST_BYTES} bytes")
-        return _parse_manifest(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointError(f"{path} can't be read as a manifest of checkpoints: {error}.") from error
-
-
-def _parse_manifest(data: Any) -> list[_Entry]:
-    _require(isinstance(data, dict) and isinstance(data.get("checkpoints"), list), "it lists no checkpoints")
-    version = data.get("format_version")
-    _require(version == FORMAT_VERSION, f"it has format version {version!r}, expected {FORMAT_VERSION}")
-    entries = [_Entry.parse(line) for line in data["checkpoints"]]
-    expected = _manifest(entries)
-    _require(len({entry.name for entry in entries}) == len(entries), "it lists a checkpoint twice")
-    _require(data["latest"] == expected["latest"], "its latest is not the last one listed")
-    _require(data["best"] == expected["best"], "its best is not the one of the highest score")
-    return entries
-
-
-def _manifest(entries: list[_Entry]) -> dict[str, Any]:
-    newest_first, best_first = entries[::-1], _by_score(entries)
-    return {
-        "format_version": FORMAT_VERSION,
-        "latest": newest_first[0].name if newest_first else None,
-        "best": best_first[0].name if best_first else None,
-        "checkpoints": [entry.as_json() for entry in entries],
-    }
-
-
-def _describe(path: Path, attributes: Mapping[str, Attribute], score: float | None, milestone: bool) -> _Entry:
+def _describe(path: Path, attributes: Mapping[str, Attribute], score: float | None, milestone: bool) -> Entry:
     counters = {key: int(attributes[key]) for key in ("env_steps", "learner_updates") if key in attributes}
     finite = float(score) if score is not None and math.isfinite(score) else None
-    return _Entry(path.stem, sha256_of(path), path.stat().st_size, finite, milestone=milestone, **counters)
+    return Entry(path.stem, sha256_of(path), path.stat().st_size, finite, milestone=milestone, **counters)
 
 
-def _by_score(entries: list[_Entry]) -> list[_Entry]:
-    """Returns the entries that have a score, the best first; of equals the newer one."""
-    scored = [entry for entry in reversed(entries) if entry.score is not None]
-    return sorted(scored, key=lambda entry: entry.score or 0.0, reverse=True)
-
-
-def _unused_name(name: str, entries: list[_Entry]) -> str:
-    taken = {entry.name for entry in entries}
-    candidates = [name, *(f"{name}-{number}" for number in range(2, len(taken) + 2))]
-    return next(candidate for candidate in candidates if candidate not in taken)
-
-
-def _load_verified(path: Path, entry: _Entry) -> Checkpoint:
+def _load_verified(path: Path, entry: Entry) -> Checkpoint:
     try:
         whole = path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256
     except OSError as error:
@@ -343,10 +265,6 @@ def _unlink_quietly(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
         except OSError as error:
             warnings.warn(f"An old checkpoint file stays behind: {error}.", RuntimeWarning, stacklevel=3)
-
-
-def _is_plain_name(name: Any) -> bool:
-    return isinstance(name, str) and bool(_PLAIN_NAME.fullmatch(name))
 
 
 def _require(condition: bool, otherwise: str) -> None:

@@ -19,11 +19,11 @@ import numpy as np
 from h5py import h5a, h5d, h5g, h5z
 
 from hpcrl.errors import CheckpointError, HpcrlError, TrajectoryError
-from hpcrl.storage.checkpoints import _Entry, _read_manifest
 from hpcrl.storage.chunks import FILTER_ZSTD
 from hpcrl.storage.confined import MEMORY_BYTES, Facts, cpu_seconds
 from hpcrl.storage.durable import sha256_of
 from hpcrl.storage.hdf5 import Attribute, read_array, read_attributes, regular_size, stored_bytes, walk
+from hpcrl.storage.manifest import Entry, read_manifest
 from hpcrl.storage.shard_reader import Shard
 
 _FILTERS = {h5z.FILTER_DEFLATE: "gzip", h5z.FILTER_SHUFFLE: "shuffle", h5z.FILTER_FLETCHER32: "fletcher32"}
@@ -110,14 +110,14 @@ def describe_checkpoint(path: Path) -> Facts:
     }
 
 
-def _compare(path: Path) -> tuple[_Entry | None, str, str]:
+def _compare(path: Path) -> tuple[Entry | None, str, str]:
     """The line of the manifest, what it is worth, and the sha256; CheckpointError where that is another."""
     try:
         digest = sha256_of(path) if path.is_file() else ""
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error}.") from error
     try:
-        entries = _read_manifest(path.parent)
+        entries = read_manifest(path.parent)
     except CheckpointError as error:
         return None, str(error), digest
     for entry in entries:

@@ -15,7 +15,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "hpcrl"
 
 GROUND = frozenset(
-    {"__init__", "errors", "config", "spaces", "noise", "spans", "activity", "signals", "unroll", "metrics", "presets"}
+    {"__init__", "errors", "config", "presets", "spaces", "unroll", "noise"}
+    | {"spans", "activity", "signals", "metrics", "provenance"}
 )
 #: From the ground up; the rooms of one floor may not use each other, but on the ground.
 FLOORS = (
