@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 ATARI = ["ale-py>=0.12", "opencv-python-headless>=4.10"]
 MINARI = ["minari>=0.5.4"]
 SAFETENSORS = ["safetensors>=0.4"]
+# Most environments of Gymnasium draw by pygame.
+VIDEO = ["imageio>=2.34", "imageio-ffmpeg>=0.5", "gymnasium[classic-control]"]
 
 setup(
     name="hpcrl",
@@ -35,6 +37,7 @@ setup(
         "plot": ["matplotlib>=3.8"],
         "minari": MINARI,
         "safetensors": SAFETENSORS,
+        "video": VIDEO,
         "atari": ATARI,
         "box2d": ["gymnasium[box2d]"],
         "mujoco": ["gymnasium[mujoco]"],
@@ -43,6 +46,7 @@ setup(
             *ATARI,
             *MINARI,
             *SAFETENSORS,
+            *VIDEO,
             "hypothesis>=6.100",
             "matplotlib>=3.8",
             "mypy>=1.10",

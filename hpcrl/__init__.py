@@ -1,6 +1,6 @@
 """hpcrl: reinforcement learning over MPI, from a laptop to a cluster.
 
-Importing it starts nothing: neither MPI nor torch is loaded before a trainer is made.
+Importing it starts nothing: neither MPI nor torch is loaded before a trainer is made, or a policy loaded.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from hpcrl.envs.registration import register_environments
 from hpcrl.errors import HpcrlError
 
 if TYPE_CHECKING:
+    from hpcrl.trained_policy import TrainedPolicy, load_policy
     from hpcrl.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -24,8 +25,10 @@ __all__ = [
     "ImpalaConfig",
     "PPOConfig",
     "TrainConfig",
+    "TrainedPolicy",
     "Trainer",
     "__version__",
+    "load_policy",
 ]
 
 register_environments()
@@ -36,4 +39,8 @@ def __getattr__(name: str) -> Any:
         from hpcrl.trainer import Trainer
 
         return Trainer
+    if name in ("TrainedPolicy", "load_policy"):
+        from hpcrl import trained_policy
+
+        return getattr(trained_policy, name)
     raise AttributeError(f"module 'hpcrl' has no attribute {name!r}")

@@ -19,6 +19,10 @@ commands:
   train ALGORITHM   train an agent (a2c, ppo, a3c, impala, appo, bc); --help after it lists the options
   submit ALGORITHM  make a Slurm batch script for a run and submit it; takes the options of train too
   status RUN_DIR    how a run stands: its jobs, progress, last checkpoint, restarts
+  runs [DIR]        all runs of a folder (runs/) in a table: state, progress, returns
+  watch RUN_DIR     follow a run: returns, throughput, lag, time split, slowest actor, time to go
+  plot RUN_DIR...   draw learning curves, runs that differ in their seed as one (-o curves.png)
+  report RUN_DIR    write all of a run on one HTML page (-o report.html)
   eval RUN_DIR      play the newest good checkpoint of a run
   inspect PATH      what a checkpoint or recorded trajectories hold, and whether they are whole; or all of a run
   export RUN_DIR    write the weights or the recorded episodes of a run for other programs
@@ -91,6 +95,22 @@ def _dispatch(arguments: list[str], requests: Requests) -> int:
         from hpcrl.commands.status import status
 
         return status(rest)
+    if command == "runs":
+        from hpcrl.commands.runs import runs
+
+        return runs(rest)
+    if command == "watch":
+        from hpcrl.commands.watch import watch
+
+        return watch(rest)
+    if command == "plot":
+        from hpcrl.commands.plot import plot
+
+        return plot(rest)
+    if command == "report":
+        from hpcrl.commands.report import report
+
+        return report(rest)
     if command == "inspect":
         from hpcrl.commands.inspect import inspect
 
@@ -111,7 +131,7 @@ def _dispatch(arguments: list[str], requests: Requests) -> int:
         from hpcrl.commands.bench import bench
 
         return bench(rest)
-    expected = "train, submit, status, eval, inspect, export, presets, doctor, plan, bench"
+    expected = "train, submit, status, runs, watch, plot, report, eval, inspect, export, presets, doctor, plan, bench"
     raise ConfigError(f"unknown command {command!r}, expected one of: {expected} (see hpcrl --help)")
 
 

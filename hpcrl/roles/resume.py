@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import asdict
 from typing import Any
 
-from hpcrl.config import TrainConfig, from_json
+from hpcrl.config import TrainConfig
 from hpcrl.envs.restore import Restored
-from hpcrl.errors import CheckpointError, ConfigError
+from hpcrl.errors import CheckpointError
 from hpcrl.models.policy import Policy
+from hpcrl.roles.loading import checkpoint_config, require_policy
 from hpcrl.roles.recorder import FORMAT_VERSION, changes_since
 from hpcrl.roles.snapshot import load_weights
 from hpcrl.roles.station import Station
 from hpcrl.spaces import Task
-from hpcrl.storage.checkpoints import Checkpoint, require_matching
+from hpcrl.storage.checkpoints import Checkpoint
 from hpcrl.storage.run_directory import RunDirectory
 
 #: Fields whose change would make another run of it.
 _FIXED = ("algorithm", "env", "num_envs", "seed", "vector", "optimizer")
-
-
-def checkpoint_config(checkpoint: Checkpoint) -> TrainConfig:
-    """The configuration that a checkpoint was made with; CheckpointError where it holds none."""
-    try:
-        return from_json(json.loads(str(checkpoint.attributes.get("config"))))
-    except (ValueError, ConfigError) as error:
-        raise CheckpointError(f"{checkpoint.path} holds no configuration that can be read: {error}") from error
-
-
-def require_policy(checkpoint: Checkpoint, policy: Policy) -> None:
-    """CheckpointError where the weights are of another model."""
-    expected = {name: (tuple(value.shape), "float32") for name, value in policy.named_parameters()}
-    require_matching(checkpoint, "weights", expected)
 
 
 def require_fit(checkpoint: Checkpoint, config: TrainConfig, task: Task) -> None:

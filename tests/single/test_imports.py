@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+
+from hpcrl import A2CConfig, load_policy
+from tests.trained import save_untrained
 
 PACKAGE = Path(__file__).parents[2] / "hpcrl"
 
@@ -18,14 +22,16 @@ GROUND = frozenset(
     {"__init__", "errors", "config", "presets", "spaces", "unroll", "noise"}
     | {"spans", "activity", "signals", "metrics", "provenance"}
 )
+#: The Python API, which the front door opens when it is asked for.
+API = frozenset({"trainer", "trained_policy"})
 #: From the ground up; the rooms of one floor may not use each other, but on the ground.
 FLOORS = (
     GROUND,
     {"envs", "models", "devices"},
     {"cluster", "slurm", "storage"},
     {"algorithms"},
-    {"roles", "doctor", "benching", "planning"},
-    {"trainer"},
+    {"roles", "doctor", "benching", "planning", "viewing"},
+    API,
     {"commands"},
     {"__main__"},
 )
@@ -37,7 +43,7 @@ ONLY_THIRD_PARTY = {"models": {"torch"}, "algorithms": {"torch"}}
 HOME_OF = {"mpi4py": "cluster", "h5py": "storage"}
 
 #: (file, module) that may look upwards: the package's own front door.
-ALLOWED = {("__init__", "envs.registration"), ("__init__", "trainer")}
+ALLOWED = {("__init__", "envs.registration"), *(("__init__", room) for room in API)}
 
 
 class Import(NamedTuple):
@@ -98,7 +104,7 @@ def _complaint(item: Import, package: str) -> str | None:
     if unknown := {room, item.room} - set(FLOOR_OF):
         return f"no floor is known for {sorted(unknown)}"
     if (item.file, ".".join(rest)) in ALLOWED:
-        return "only when asked for" if item.at_load and room == "trainer" else None
+        return "only when asked for" if item.at_load and room in API else None
     if room in GROUND or room == item.room:
         return None if FLOOR_OF[room] <= FLOOR_OF[item.room] else "runs upwards"
     if FLOOR_OF[room] >= FLOOR_OF[item.room]:
@@ -138,10 +144,13 @@ def test_the_checker_sees_the_package() -> None:
         ("cluster/links", "def late():\n    from hpcrl.roles import actor"),
         ("roles/actor", "from mpi4py import MPI"),
         ("planning/model", "from hpcrl.roles import actor"),
+        ("viewing/run", "from hpcrl.roles import actor"),
         ("roles/recorder", "import h5py"),
         ("roles/recorder", "from hpcrl import trainer"),
         ("trainer", "from hpcrl.commands.display import Display"),
         ("__init__", "from hpcrl.trainer import Trainer"),
+        ("__init__", "from hpcrl.trained_policy import load_policy"),
+        ("trained_policy", "from hpcrl.trainer import Trainer"),
         ("newcomer", "import hpcrl.errors"),
     ],
 )
@@ -173,3 +182,14 @@ def test_importing_starts_neither_mpi_nor_torch(module: str) -> None:
     loaded = set(json.loads(done.stdout))
     assert module in loaded
     assert not loaded & {"mpi4py", "mpi4py.MPI", "torch", "h5py"}
+
+
+def test_a_policy_is_loaded_and_acts_where_there_is_no_mpi(tmp_path: Path) -> None:
+    run_dir = save_untrained(tmp_path / "run", A2CConfig(env="CartPole-v1", hidden_sizes=(8,)), 300)
+    script = (
+        "import sys; sys.modules['mpi4py'] = None; import hpcrl, numpy\n"
+        "print(hpcrl.load_policy(sys.argv[1]).act(numpy.ones((3, 4))).tolist())"
+    )
+    command = [sys.executable, "-c", script, str(run_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout) == load_policy(run_dir).act(np.ones((3, 4))).tolist()

@@ -1,0 +1,1 @@
+"""Looking at runs from their files alone: tables, a terminal view, pictures and a page."""
