@@ -35,7 +35,7 @@ th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px soli
 th { font-weight: normal; }
 .warn { background: var(--warn); padding: .4rem .8rem; border-radius: 6px; margin: .4rem 0; }
 .share { background: var(--bar); height: .7rem; border-radius: 2px; display: inline-block; margin-right: .4rem; }
-.shares td + td { width: 45%; }
+.shares td + td { width: 45%; white-space: nowrap; }
 figure { margin: 0; min-width: 0; }
 svg { width: 100%; height: auto; display: block; max-width: 560px; }
 svg text { fill: var(--faint); font-size: 11px; }
@@ -107,7 +107,7 @@ def shares(splits: Mapping[str, Mapping[str, float]], names: Iterable[str]) -> s
         cells = [split.get(name, 0.0) for split in splits.values()]
         if any(cells):
             bars = "".join(
-                f'<td><span class="share" style="width:{70 * share:.1f}%"></span>{share:.1%}</td>' for share in cells
+                f'<td><span class="share" style="width:{60 * share:.1f}%"></span>{share:.1%}</td>' for share in cells
             )
             rows.append(f"<tr><th>{escape(name)}</th>{bars}</tr>\n")
     head = "<th></th>" + "".join(f"<th>{escape(role)}</th>" for role in splits)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hpcrl.viewing.words import short
 
 _WIDTH, _HEIGHT = 380, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 10, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 20, 10, 40
 _MOST_POINTS = 300
 _MOST_BINS = 30
 #: Colours that the style has, as the classes c0, c1 and so on.
@@ -93,8 +93,7 @@ def _scale(values: NDArray[np.float64], begin: float, end: float) -> _Scale:
     low, high = float(values.min()), float(values.max())
     # Neighbours of a large number may be further apart than a share of it.
     if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
-        margin = 0.5 * max(abs(low), 1e-3)
-        low, high = low - margin, high + margin
+        low, high = (low - 0.5 * abs(low), high + 0.5 * abs(high)) if low else (0.0, 1.0)
     return _Scale(low, high, begin, end)
 
 
