@@ -9,7 +9,11 @@ WORLDS := $(VENV)/.worlds
 MPICH := .venv-mpich
 MPICH_INSTALLED := $(MPICH)/.installed
 
-.PHONY: train test test-slurm check soak bench gpu-check presets clean help
+# Libraries to compare with, each in an environment of its own.
+PEERS := .venv-peers
+PEERS_PYTHON = $(wildcard $(PEERS)/*/bin/python)
+
+.PHONY: train test test-slurm check soak bench peers gpu-check presets clean help
 
 help:
 	@echo "make train   install what is missing and train the first agent: CartPole-v0 on 5 MPI ranks"
@@ -17,7 +21,8 @@ help:
 	@echo "make test-slurm   start a Slurm cluster here and run the tests on it (root; tests/slurm/install on Debian)"
 	@echo "make check   formatting, lint and types only"
 	@echo "make soak    long runs: many kills, much memory (tens of minutes)"
-	@echo "make bench   throughput on this machine (three quarters of an hour)"
+	@echo "make bench   all benchmarks in their short form (half an hour), against other libraries too after make peers"
+	@echo "make peers   install Stable-Baselines3, Sample Factory and RLlib in environments of their own"
 	@echo "make gpu-check   whether learners are right and fast on a GPU here (of the torch of PYTHON; no network)"
 	@echo "make presets   what the presets learn, three seeds each (up to an hour a run)"
 
@@ -55,7 +60,14 @@ $(WORLDS): $(INSTALLED)
 	@touch $(WORLDS)
 
 bench: $(WORLDS)
-	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.everything $(if $(PEERS_PYTHON),--peers-python $(PEERS_PYTHON))
+
+$(PEERS)/%/.installed: benchmarks/peers/requirements-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+peers: $(PEERS)/sb3/.installed $(PEERS)/sample-factory/.installed $(PEERS)/rllib/.installed
 
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check --out benchmarks/results/gpu_check.json
@@ -64,4 +76,4 @@ presets: $(WORLDS)
 	$(BIN)/python -m benchmarks.presets
 
 clean:
-	rm -rf $(VENV) $(MPICH) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MPICH) $(PEERS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -48,6 +48,7 @@ class Part:
 def parts(out: Path, peers_python: Sequence[str] = ()) -> list[Part]:
     """All of them, the peers last."""
     peers = ("--peers-python", *peers_python) if peers_python else ()
+    short = ("--rounds", "1", "--minutes", "11", "--seconds", "6", "--env-steps", "100000")
     return [
         Part("machine", "What bounds this machine", 3, ((*_HPCRL, "bench", "--seconds", "2", "--repeats", "1"),)),
         Part(
@@ -60,7 +61,12 @@ def parts(out: Path, peers_python: Sequence[str] = ()) -> list[Part]:
         Part("sums", "Sums of gradients", 4, (_module("allreduce", "--ranks", "2", "3", "--rounds", "20"),)),
         Part("paths", "Unrolls and weights on their way", 3, (_module("paths", "--rounds", "30"),)),
         Part("plan", "Predictions against runs", 4, _plan()),
-        Part("peers", "Against other libraries", 12, (_module("peers_table", "--rounds", "1", *peers),)),
+        Part(
+            "peers",
+            "Against other libraries",
+            13,
+            (_module("peers_table", *short, "-o", str(out / "peers.md"), *peers),),
+        ),
     ]
 
 
@@ -103,8 +109,9 @@ def main(words: Sequence[str] | None = None) -> int:
         for part in parts(arguments.out, arguments.peers_python)
         if arguments.only is None or part.name in arguments.only
     ]
-    # Repeats that are in the file would not be measured again.
-    (arguments.out / "scaling.jsonl").unlink(missing_ok=True)
+    for part in chosen:
+        # What is in the file would not be measured again.
+        (arguments.out / f"{part.name}.jsonl").unlink(missing_ok=True)
     stop = Stop()
     stop.install()
     return measure(chosen, arguments.out, time.monotonic() + 60 * arguments.minutes, stop)

@@ -1,4 +1,4 @@
-"""HalfCheetah-v5 with 2 x 64 tanh, learning included, against what the same cores step without any learning.
+"""HalfCheetah-v5 with 2 x 64 tanh, learning included, against other libraries and stepping without any learning.
 
 `python -m benchmarks.robots KIND NUM_ENVS SECONDS PROCESSES` steps environments alone and prints one JSON line. KIND is
 `hpcrl` (its own sequential environments, reset from a seed for every episode) or `gymnasium` (SyncVectorEnv).
@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks import children
-from benchmarks.contestants import ALONE, BOTH, COLUMNS, TWO_AHEAD, Contestant, Layout
+from benchmarks.contestants import ALONE, BOTH, COLUMNS, TWO_AHEAD, Contestant, Layout, Peer
 from benchmarks.processes import on_every_core
 from benchmarks.settings import CORES, Settings
 from benchmarks.stepping import own_step
@@ -39,6 +39,31 @@ _OURS: Mapping[str, tuple[str, Sequence[object], Sequence[Layout], float]] = {
     ),
     "ppo, preset half-cheetah, 8 envs, 10 epochs of 32": ("ppo", _PPO, (ALONE, BOTH), 0.25),
 }
+#: Those of ours that are set against other libraries where time is short.
+BEST = [f"{name}, {BOTH.name}" for name in _OURS if "preset" not in name]
+_NORMALISE = ("--env", _ENV, "--normalise")
+_PPO_AS_OURS = ("--algorithm", "PPO", "--set", "n_steps=64", "batch_size=1024", "n_epochs=4")
+_APPO = "values of its example mujoco_appo, but 1 process with 32 envs that sends 128 steps of each; 2 x 64 tanh"
+PEERS: Mapping[str, Peer] = {
+    "SB3 A2C, 64 envs, T 5": Peer(
+        "stable_baselines3", "sb3.py", _NUM_ENVS, _NORMALISE, "its defaults: T 5, RMSprop; VecNormalize, 1 thread"
+    ),
+    "SB3 PPO, 64 envs, T 64, 4 epochs of 4": Peer(
+        "stable_baselines3",
+        "sb3.py",
+        _NUM_ENVS,
+        (*_NORMALISE, *_PPO_AS_OURS),
+        "T 64, 4 epochs of 4 minibatches of 1024, its defaults otherwise; VecNormalize, 1 thread",
+    ),
+    "Sample Factory APPO, 2 x 8 envs, T 64": Peer(
+        "sample_factory",
+        "sample_factory_appo.py",
+        16,
+        ("--env", "mujoco_halfcheetah"),
+        "values of its example for MuJoCo (HalfCheetah-v4 there): T 64, batches of 1024, 2 epochs of 4, not async_rl",
+    ),
+    "RLlib APPO, 1 x 32 envs": Peer("ray", "rllib.py", 32, ("--env", _ENV, "--algorithm", "APPO"), _APPO),
+}
 _STEPPERS = {"hpcrl": "SequentialEnvs", "gymnasium": "SyncVectorEnv"}
 #: Env steps of CartPole that take as long as one of a robot.
 _CARTPOLES = 2
@@ -46,13 +71,17 @@ _DRAWN = 256
 
 
 def table(settings: Settings) -> Table:
-    """Our algorithms, and both kinds of stepping."""
+    """Our algorithms, the peers that are installed, and both kinds of stepping."""
     workloads: dict[str, Callable[[int], Measurement]] = {}
     for name, (algorithm, options, layouts, share) in _OURS.items():
         env_steps = round(share * settings.env_steps / _CARTPOLES)
         for layout in layouts:
             workloads[f"{name}, {layout.name}"] = Contestant(algorithm, options, layout, env_steps).measure
     against = []
+    for name, peer in PEERS.items():
+        if (python := settings.python_with(peer.module)) is not None:
+            workloads[name] = partial(peer.measure, python, settings)
+            against.append(name)
     for kind, name in _STEPPERS.items():
         against.append(f"{name}, {CORES} processes, random actions")
         workloads[against[-1]] = partial(_step, kind, settings)

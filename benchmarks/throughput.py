@@ -6,7 +6,7 @@ NAME is a table (cartpole, python-env, algorithms, workers, transport, straggler
 recording) or a part of a workload's name. Every round runs all workloads one after the other, so that what else the
 machine does meets all of them; ratios are taken within a round. Prints a JSON line for each run, and the tables at the
 end. Peers take part where --peers-python names an interpreter that has them (stable-baselines3, pufferlib,
-sample-factory; several may be named).
+sample-factory, ray; several may be named).
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ def test_the_rate_of_a_peer_is_the_line_that_it_prints(tmp_path: Path, monkeypat
 
 def test_peers_take_part_where_an_interpreter_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not atari.table(Settings()).against
-    here = {"SB3": Peer("json", "sb3_a2c.py", 16, ()), "Absent": Peer("no_such_module", "absent.py", 16, ())}
-    monkeypatch.setattr(atari, "_PEERS", here)
+    here = {"SB3": Peer("json", "sb3.py", 16, ()), "Absent": Peer("no_such_module", "absent.py", 16, ())}
+    monkeypatch.setattr(atari, "PEERS", here)
     table = atari.table(Settings(peers_python=(sys.executable,)))
     assert list(table.against) == ["SB3"]
     assert "SB3" in table.workloads and "Absent" not in table.workloads
