@@ -132,7 +132,8 @@ class Peer(NamedTuple):
         words = [python, *map(str, (_SCRIPTS / self.script, self.num_envs, seconds, *self.rest, *more))]
         with tempfile.TemporaryDirectory() as folder:
             environment = {**os.environ, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": "", "TMPDIR": folder}
-            done = children.run(words, timeout, environment)
+            # Some leave things in the folder that they are started in.
+            done = children.run(words, timeout, environment, Path(folder))
         line = next((line for line in reversed(done.output.splitlines()) if line.startswith('{"')), None)
         if line is None:
             raise CommandFailed(f"{' '.join(words)}: it printed no result\n{done.output[-2000:]}")
