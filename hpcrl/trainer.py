@@ -68,6 +68,7 @@ class Trainer:
         stopped: why the run is over, once it is.
         account: what became of all unrolls (of all gradients under a3c), once the run is over.
         recording_failures: how often a disk refused what was recorded, once the run is over; on rank 0, 0 elsewhere.
+        plan: who does what, and on what.
         trace_file: the trace that `close` wrote; on rank 0, where the configuration asks for it.
 
     Raises:
@@ -104,8 +105,8 @@ class Trainer:
 
         node, nodes = split_nodes(comm)
         settings = self.config
-        self._plan = plan(settings, self._task, comm, nodes, self._waiter)
-        self._ranks = Ranks(comm, self._plan.layout, node)
+        self.plan = plan(settings, self._task, comm, nodes, self._waiter)
+        self._ranks = Ranks(comm, self.plan.layout, node)
         # Before there are models, whose memory lies near the core that first writes it.
         self._affinity = settle_cores(self._ranks, settings.pin_cores, settings.learner_cores, os.environ, self._waiter)
         self._heartbeats = Heartbeats(self._ranks, self._activity, settings.hang_timeout)
@@ -117,7 +118,7 @@ class Trainer:
         if isinstance(settings, A3CConfig):
             self._station = AsynchronousStation(settings, *parts)
         else:
-            accelerator = make_accelerator(self._plan.devices.get(comm.rank))
+            accelerator = make_accelerator(self.plan.devices.get(comm.rank))
             self._station = SynchronousStation(settings, *parts, accelerator)
         self._begin(checkpoint)
 
@@ -166,7 +167,7 @@ class Trainer:
         if self._directory is not None:
             self._recorder = Recorder(self._directory, self.config, checkpoint)
             num_cpus = len(self._affinity.started_with)
-            facts = run_facts(self.config, self._task, self._plan, hosts, num_cpus)
+            facts = run_facts(self.config, self._task, self.plan, hosts, num_cpus)
             record_resume(self._directory, facts, checkpoint, sum(parts, Restored()))
         number = on_root(ranks.world, lambda: self._put_aside(checkpoint), self._waiter)
         env_steps = 0 if checkpoint is None else int(checkpoint.attributes["env_steps"])
@@ -305,13 +306,13 @@ class Trainer:
     @property
     def layout_description(self) -> str:
         """Who does what, one line. Local."""
-        return self._plan.layout.describe()
+        return self.plan.layout.describe()
 
     @property
     def notes(self) -> list[str]:
         """What a person should know before the first step, one line each. Local."""
         notes = [f"MPI: {library()}"]
-        if (learning := self._plan.describe()) is not None:
+        if (learning := self.plan.describe()) is not None:
             notes.append(learning)
             if isinstance(self._station, SynchronousStation) and self._station.why_reduction:
                 notes.append(self._station.why_reduction)

@@ -17,7 +17,7 @@ from hpcrl.benching.bound import bound_by, describe, is_disturbed, percent
 from hpcrl.benching.examination import Ceiling, OnLayout, ceiling_of, rounds, write_lines
 from hpcrl.cluster.affinity import usable_cpus
 from hpcrl.cluster.launch import inside_mpi
-from hpcrl.commands.options import parse, take_value
+from hpcrl.commands.options import parse, take_value, without_file
 from hpcrl.config import CONFIGS, ActorCriticConfig, BCConfig
 from hpcrl.errors import ConfigError
 
@@ -61,6 +61,7 @@ def bench(arguments: Sequence[str]) -> int:
     length, rest = take_value(rest, "--seconds")
     number, rest = take_value(rest, "--repeats")
     file, rest = take_value(rest, "--json")
+    rest = without_file(algorithm, rest)
     seconds, repeats = _seconds(length or "3"), _repeats(number or "3")
     config = _config(algorithm, rest)
     # Leaving by an exception ends the runs too.

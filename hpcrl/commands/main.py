@@ -30,6 +30,7 @@ commands:
   doctor            see whether this place is fit for hpcrl: alone, under mpirun or under srun
   plan ALGORITHM    how fast more nodes would be, by a model from costs measured here; takes the options of train too
   bench [ALGORITHM] how fast training is on this machine, and what binds it; takes the options of train too
+  completion SHELL  print what completes these words in bash, zsh or fish
 
 examples:
   hpcrl train a2c --env CartPole-v1                        one process
@@ -37,6 +38,11 @@ examples:
   mpirun -n 4 hpcrl train a2c --env CartPole-v1            the same under your own MPI launcher
   hpcrl eval runs/a2c-CartPole-v1-seed1-20260101-120000
 """
+
+COMMANDS = (
+    *("train", "submit", "status", "runs", "watch", "plot", "report", "eval", "inspect", "export", "presets"),
+    *("doctor", "plan", "bench", "completion"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,8 +137,14 @@ def _dispatch(arguments: list[str], requests: Requests) -> int:
         from hpcrl.commands.bench import bench
 
         return bench(rest)
-    expected = "train, submit, status, runs, watch, plot, report, eval, inspect, export, presets, doctor, plan, bench"
-    raise ConfigError(f"unknown command {command!r}, expected one of: {expected} (see hpcrl --help)")
+    if command == "completion":
+        from hpcrl.commands.completion import completion
+
+        return completion(rest)
+    from hpcrl.config.nearest import did_you_mean
+
+    hint = did_you_mean(command, COMMANDS)
+    raise ConfigError(f"unknown command {command!r}{hint}, expected one of: {', '.join(COMMANDS)} (see hpcrl --help)")
 
 
 def _is_first_rank() -> bool:

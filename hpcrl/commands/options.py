@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
 from hpcrl.config import TrainConfig, config_class, from_facts
+from hpcrl.config.file import ConfigFile, read_config_file, to_toml
+from hpcrl.config.names import as_flag, flags, others_with
+from hpcrl.config.nearest import did_you_mean
 from hpcrl.errors import ConfigError
 from hpcrl.presets import preset
 from hpcrl.storage.run_directory import RunDirectory
@@ -29,29 +32,105 @@ _GROUPS = (
     "model",
     "optimizer",
 )
+_ORDER = (
+    "A preset comes first (--preset NAME), then a file of options (--config FILE.toml), then what the command line "
+    "says; --print-config prints what comes of it, as such a file, and starts nothing."
+)
+
+#: Of a file's options, those that say what the run begins with.
+_OF_THE_RUN = ("run_dir", "resume", "from_trajectories")
 
 
-def parse(algorithm: str, arguments: Sequence[str]) -> TrainConfig:
-    """The configuration: defaults, then a preset or the resumed run's own, then what the arguments say.
+def parse(algorithm: str, arguments: Sequence[str], beside: Sequence[str] = ()) -> TrainConfig:
+    """The configuration: defaults, then a preset or the resumed run's own, then a file, then what the arguments say.
+
+    Under --print-config it is printed instead.
+
+    Args:
+        beside: fields of a command's own options, which may have been meant by one that is not known.
 
     Raises:
-        ConfigError: a value that can't be run.
-        SystemExit: the parser's own, for an unknown option (2) or --help (0).
+        ConfigError: an unknown option, a file that says something else, or a value that can't be run.
+        SystemExit: the parser's own, for a value of another type (2) or --help (0); 0 after --print-config.
     """
-    name, rest = take_value(arguments, "--preset")
+    said = _said(algorithm, arguments)
+    words = [word for word in said.words if word != "--print-config"]
+    _require_known(algorithm, words, beside)
+    config = parse_onto(said.base, words, said.file.values)
+    if len(words) == len(said.words):
+        return config
+    print(to_toml(config), end="")
+    raise SystemExit(0)
+
+
+def without_file(algorithm: str, arguments: Sequence[str]) -> list[str]:
+    """The same arguments, but what the file of --config says is said by options: a job may run when it has changed."""
+    said = _said(algorithm, arguments)
+    if said.path is None:
+        return list(arguments)
+    preset = [] if said.preset is None else [f"--preset={said.preset}"]
+    words: list[str] = []
+    for name, value in said.file.values.items():
+        if value != getattr(said.base, name) or (value and name in _OF_THE_RUN):
+            words += _as_words(name, value)
+    return [*preset, *words, *said.words]
+
+
+class _Said(NamedTuple):
+    """What comes before the arguments, and the arguments without it."""
+
+    base: TrainConfig
+    path: str | None
+    preset: str | None
+    file: ConfigFile
+    words: list[str]
+
+
+def _said(algorithm: str, arguments: Sequence[str]) -> _Said:
     base = config_class(algorithm)()
+    path, words = take_value(arguments, "--config")
+    file = ConfigFile() if path is None else read_config_file(Path(path), algorithm)
+    name, words = take_value(words, "--preset")
     if name is not None:
         base = preset(name, algorithm)
-    elif (stored := _resumed(rest)) is not None:
+    elif file.preset is not None:
+        name = file.preset
+        try:
+            base = preset(name, algorithm)
+        except ConfigError as error:
+            raise ConfigError(f"--config {path}: {error}") from None
+    elif (stored := _resumed(words, file)) is not None:
         base = stored
         if base.algorithm != algorithm:
             raise ConfigError(f"the run to resume was trained with {base.algorithm}, not with {algorithm}")
-    return parse_onto(_as_recorded(base, rest), rest)
+    return _Said(_as_recorded(base, words, file), path, name, file, words)
 
 
-def _as_recorded(base: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
+def _as_words(name: str, value: Any) -> list[str]:
+    """An option as it is typed."""
+    flag = as_flag(name)
+    if isinstance(value, bool):
+        return [flag if value else as_flag(f"no_{name}")]
+    if isinstance(value, tuple):
+        return [flag, *map(str, value)]
+    return [f"{flag}={value}"]
+
+
+def _require_known(algorithm: str, words: Sequence[str], beside: Sequence[str]) -> None:
+    """ConfigError for the first option that there is not, with the one that may have been meant."""
+    known = flags(algorithm)
+    for word in words:
+        flag = as_flag(word.partition("=")[0][2:])
+        if not word.startswith("--") or flag in known:
+            continue
+        name = flag[2:].replace("-", "_")
+        hint = others_with(name, algorithm) or did_you_mean(flag, [*known, *map(as_flag, beside)])
+        raise ConfigError(f"unknown option {flag}{hint}, see hpcrl train {algorithm} --help")
+
+
+def _as_recorded(base: TrainConfig, arguments: Sequence[str], file: ConfigFile) -> TrainConfig:
     """`base` with the task and the model of the run that --from-trajectories names."""
-    folder, _ = take_value(arguments, "--from-trajectories")
+    folder = take_value(arguments, "--from-trajectories")[0] or file.values.get("from_trajectories")
     if folder is None or "from_trajectories" not in {field.name for field in dataclasses.fields(base)}:
         return base
     recorded = from_facts(RunDirectory(Path(folder)).read_config())
@@ -64,8 +143,9 @@ def _as_recorded(base: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
 _OF_THE_TASK = ("env", "task_id", "frame_stack", "reward_clip", "normalise_observations", "gamma", "unroll_length")
 
 
-def parse_onto(base: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
-    """`base` with what the arguments say."""
+def parse_onto(base: TrainConfig, arguments: Sequence[str], file: Mapping[str, Any] | None = None) -> TrainConfig:
+    """`base` with what a file says, by field name, and then with what the arguments say."""
+    before = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)} | dict(file or {})
     groups = _group_classes(type(base))
     wrapper = dataclasses.make_dataclass(
         "Options",
@@ -73,14 +153,14 @@ def parse_onto(base: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
     )
     defaults = wrapper(
         **{
-            name: cls(**{f.name: getattr(base, f.name) for f in dataclasses.fields(cls)})
+            name: cls(**{field.name: before[field.name] for field in dataclasses.fields(cls)})
             for name, cls in groups.items()
         }
     )
     parsed: Any = tyro.cli(
         wrapper,
         prog=f"hpcrl train {base.algorithm}",
-        description=f"{type(base).__doc__} A preset comes first (--preset NAME), then what the command line says.",
+        description=f"{type(base).__doc__} {_ORDER}",
         args=join_values(arguments, "--env"),
         default=defaults,
         config=(tyro.conf.OmitArgPrefixes,),
@@ -106,10 +186,11 @@ def _annotate(kind: Any, help: str) -> Any:
     return Annotated[kind, tyro.conf.arg(help=help)]
 
 
-def _resumed(arguments: Sequence[str]) -> TrainConfig | None:
+def _resumed(arguments: Sequence[str], file: ConfigFile) -> TrainConfig | None:
     """The configuration of the run that --resume and --run-dir name, where there is one."""
-    folder, _ = take_value(arguments, "--run-dir")
-    if "--resume" not in arguments or folder is None:
+    folder = take_value(arguments, "--run-dir")[0] or file.values.get("run_dir")
+    resumes = "--resume" in arguments or (file.values.get("resume", False) and "--no-resume" not in arguments)
+    if not resumes or folder is None:
         return None
     directory = RunDirectory(Path(folder))
     return from_facts(directory.read_config()) if directory.config_file.exists() else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from hpcrl.cluster.launch import inside_mpi
-from hpcrl.commands.options import parse, take_value
+from hpcrl.commands.options import parse, take_value, without_file
 from hpcrl.config import CONFIGS, A3CConfig, ActorCriticConfig
 from hpcrl.errors import ConfigError
 from hpcrl.planning.costs import Costs, Link, costs_from_json, is_costs, read_json
@@ -81,9 +81,10 @@ def plan(arguments: Sequence[str]) -> int:
         _split(["--help"])
     algorithm, *rest = arguments
     options, words = _split(rest)
+    words = without_file(algorithm, words)
     if take_value(words, "--ranks")[0] is not None:
         raise ConfigError("--ranks is decided by --nodes and --ranks-per-node under hpcrl plan")
-    config = parse(algorithm, words)
+    config = parse(algorithm, words, [field.name for field in dataclasses.fields(PlanOptions)])
     assert isinstance(config, ActorCriticConfig)
     require_plannable(config)
     runs = _runs(config, options)

@@ -7,14 +7,14 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from hpcrl.cluster.layout import plan_layout, plan_workers
-from hpcrl.commands.options import parse, take_value
+from hpcrl.commands.options import parse, take_value, without_file
 from hpcrl.config import CONFIGS, A3CConfig, TrainConfig
 from hpcrl.errors import ConfigError
 from hpcrl.slurm import queue
@@ -64,7 +64,8 @@ def submit(arguments: Sequence[str]) -> int:
         _split(["--help"])
     algorithm, *rest = arguments
     options, train_arguments = _split(rest)
-    config = parse(algorithm, train_arguments)
+    config = parse(algorithm, train_arguments, [field.name for field in fields(SubmitOptions)])
+    train_arguments = without_file(algorithm, train_arguments)
     if take_value(train_arguments, "--ranks")[0] is not None:
         raise ConfigError("--ranks is decided by --nodes and --ntasks-per-node under hpcrl submit")
     run_dir = (config.run_dir or default_run_dir(config)).absolute()

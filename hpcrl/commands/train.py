@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hpcrl.cluster.launch import inside_mpi, start_ranks
 from hpcrl.commands.display import Display, terminal_environment
+from hpcrl.commands.layout_summary import layout_lines
 from hpcrl.config import CONFIGS, TrainConfig
 from hpcrl.errors import ConfigError, HpcrlError
 from hpcrl.signals import Requests
@@ -83,8 +84,9 @@ def _run(config: TrainConfig, comm: Comm, requests: Requests) -> int:
     with Trainer(config, comm, requests) as trainer:
         display = Display(config.total_env_steps, config.num_iterations, os.environ) if comm.rank == 0 else None
         if display is not None:
-            display.say(f"{config.algorithm} on {config.env}: {trainer.layout_description}; {trainer.run_dir}")
-            for note in trainer.notes:
+            layout, *nodes = layout_lines(trainer.plan, trainer.config.learner_cores)
+            display.say(f"{config.algorithm} on {config.env}: {layout}; {trainer.run_dir}")
+            for note in (*nodes, *trainer.notes):
                 display.say(note)
         for row in trainer:
             if display is not None:

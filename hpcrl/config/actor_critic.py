@@ -14,6 +14,9 @@ from hpcrl.config.train import TrainConfig
 class ActorCriticConfig(TrainConfig):
     """What all actor-critics share: unrolls, returns and the parts of the loss."""
 
+    loss: str = option(
+        "auto", "auto: the algorithm's own; package.module:function: a loss of your own in its place.", "algorithm"
+    )
     unroll_length: int = option(32, "Steps T of an unroll.", "algorithm")
     gamma: float = option(0.98, "Discount.", "algorithm")
     gae_lambda: float = option(1.0, "Lambda of generalised advantages (1: n-step returns).", "algorithm")

@@ -31,7 +31,7 @@ def from_json(data: object) -> TrainConfig:
     values = {name: value for name, value in data.items() if name != "algorithm"}
     if unknown := sorted(set(values) - fields):
         raise ConfigError(f"the configuration has unknown fields: {', '.join(unknown)}")
-    return cls(**{name: _decode(name, kinds[name], value) for name, value in values.items()})
+    return cls(**{name: decode(name, kinds[name], value) for name, value in values.items()})
 
 
 def from_facts(facts: dict[str, Any]) -> TrainConfig:
@@ -39,7 +39,7 @@ def from_facts(facts: dict[str, Any]) -> TrainConfig:
     return from_json(facts.get("config"))
 
 
-def _decode(name: str, kind: Any, value: Any) -> Any:
+def decode(name: str, kind: Any, value: Any) -> Any:
     """`value` as the type that the field's annotation names."""
     if typing.get_origin(kind) is tuple:
         if isinstance(value, list) and all(type(item) is int for item in value):

@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
+from hpcrl.config.nearest import did_you_mean
 from hpcrl.envs.atari import is_atari, make_atari_vector
 from hpcrl.envs.codec import action_space
 from hpcrl.envs.isolated import IsolatedEnv
@@ -42,8 +43,8 @@ def find_spec(env_id: str) -> EnvSpec:
             importlib.import_module(module)
         return gym.spec(name)
     except (gym.error.Error, ImportError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"--env {env_id!r} is not a registered Gymnasium environment: {reason}") from None
+        reason = did_you_mean(name, gym.registry) or f": {' '.join(str(error).split())}"
+        raise ConfigError(f"--env {env_id!r} is not a registered Gymnasium environment{reason}") from None
 
 
 def make_vector_env(world: World, num_envs: int, task: Task | None = None, restarts: Restarts | None = None) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpcrl.config import TrainConfig
+from hpcrl.config.nearest import did_you_mean
 from hpcrl.errors import ConfigError
 from hpcrl.models.first_weights import FirstWeights
 from hpcrl.models.fused import Folded, Layer, fold, perceptron
@@ -126,8 +127,11 @@ def make_encoder(inputs: Inputs, config: TrainConfig) -> Encoder:
     if name == "auto":
         name = "nature" if inputs.images else "mlp"
     if name != "mlp" and name not in _IMAGE_ENCODERS:
-        expected = ", ".join(["auto", "mlp", *_IMAGE_ENCODERS])
-        raise ConfigError(f"--model must be one of {expected}, or package.module:Class, got {config.model!r}")
+        known = ["auto", "mlp", *_IMAGE_ENCODERS]
+        raise ConfigError(
+            f"--model must be one of {', '.join(known)}, or package.module:Class, got {config.model!r}"
+            f"{did_you_mean(config.model, known)}"
+        )
     if (name == "mlp") == bool(inputs.images):
         what = "images" if inputs.images else "no image"
         raise ConfigError(f"--model {name} doesn't fit observations with {what} in them")

@@ -16,7 +16,7 @@ import torch
 from hpcrl.algorithms.batch import Batch
 from hpcrl.algorithms.loss import STATISTICS, Normaliser
 from hpcrl.algorithms.optimizers import make_optimizer
-from hpcrl.algorithms.registry import LOSSES
+from hpcrl.algorithms.registry import loss_of
 from hpcrl.config import ActorCriticConfig
 from hpcrl.envs.episodes import unroll_rows
 from hpcrl.envs.factory import describe_task
@@ -207,7 +207,7 @@ def _measure_learning(
     """Seconds of a gradient by rows, and of the clip and the optimizer's step."""
     length = config.unroll_length
     columns = _sizes([count / length for count in rows], max(1, _MOST_ROWS // length))
-    loss_function = LOSSES[config.algorithm]
+    loss_function = loss_of(config)
     normalise: Normaliser | None = _standardise if config.normalise_advantages else None
     optimizer = make_optimizer(flat.weights, config)
     # The policy stays as it is.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 from hpcrl.config import TrainConfig
+from hpcrl.config.nearest import did_you_mean
 from hpcrl.errors import ConfigError
 from hpcrl.presets import atari, classic, memory, robots
 from hpcrl.presets.preset import Preset
@@ -19,9 +18,7 @@ def find_preset(name: str, algorithm: str) -> Preset:
     """The preset called `name` for an algorithm; ConfigError where there is none or it is for others."""
     names = list(dict.fromkeys(known for known, _ in PRESETS))
     if name not in names:
-        near = get_close_matches(name, names, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"unknown preset {name!r}{hint}, expected one of: {', '.join(names)}")
+        raise ConfigError(f"unknown preset {name!r}{did_you_mean(name, names)}, expected one of: {', '.join(names)}")
     if (name, algorithm) not in PRESETS:
         others = " and ".join(other for known, other in PRESETS if known == name)
         raise ConfigError(f"preset {name} is for {others}, not for {algorithm}")

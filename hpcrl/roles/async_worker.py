@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hpcrl.activity import Phase
 from hpcrl.algorithms.loss import STATISTICS
-from hpcrl.algorithms.registry import LOSSES
+from hpcrl.algorithms.registry import loss_of
 from hpcrl.cluster.pushes import PushSender
 from hpcrl.cluster.shards import ShardedWeights
 from hpcrl.cluster.waiting import Waiter
@@ -62,6 +62,7 @@ class AsyncWorker:
         waiter: Waiter,
     ) -> None:
         self._config, self._actor, self._policy, self._flat = config, actor, policy, flat
+        self._loss = loss_of(config)
         self._weights, self._waiter = weights, waiter
         self._senders, self._shards = list(senders), list(shards)
         self._unroll = Unroll(spec)
@@ -106,7 +107,7 @@ class AsyncWorker:
         # A worker standardises its own advantages: nobody waits for the others' sums.
         normalise = partial(standardise, total=lambda sums: sums) if config.normalise_advantages else None
         batch = clip_rewards(batch_of(self._unroll), config.reward_clip)
-        loss = LOSSES[config.algorithm](self._policy, batch, config, entropy_coef, normalise)
+        loss = self._loss(self._policy, batch, config, entropy_coef, normalise)
         loss.total.backward()
         sums = dict(zip(STATISTICS, loss.statistics.tolist(), strict=True))
         where = f"the gradient of rank {self._unroll.actor} at version {self._weights.versions[0]}"

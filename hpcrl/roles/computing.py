@@ -36,11 +36,13 @@ class Plan:
         layout: of the world.
         devices: of every learner, by rank; None is the CPU.
         how: what GPUs compute is compiled.
+        hosts: name of every rank's host.
     """
 
     layout: Layout
     devices: dict[int, Device | None]
     how: How = "none"
+    hosts: tuple[str, ...] = ()
 
     @property
     def on_gpus(self) -> bool:
@@ -94,7 +96,7 @@ def make_plan(
         layout = plan_layout(nodes, config.learners, config.placement, *sizes, with_gpus)
     device = config.device if wants_gpus else "cpu"
     devices = plan_devices(layout.node_of, seen, layout.learners, device, config.share_gpus, hosts)
-    made = Plan(layout, devices, config.compile)
+    made = Plan(layout, devices, config.compile, tuple(hosts))
     if config.compile != "none" and not made.on_gpus:
         raise ConfigError(
             f"--compile must be none where learners compute on CPUs, as they do here under --device {config.device}, "

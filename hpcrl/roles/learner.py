@@ -15,7 +15,7 @@ from hpcrl.algorithms.loss import STATISTICS, Loss, Targets
 from hpcrl.algorithms.minibatches import minibatches
 from hpcrl.algorithms.optimizers import make_optimizer
 from hpcrl.algorithms.ppo import clip_range_at, is_too_far, ppo_targets
-from hpcrl.algorithms.registry import LOSSES
+from hpcrl.algorithms.registry import loss_of
 from hpcrl.cluster.collectives import sum_over
 from hpcrl.cluster.filling import Filling
 from hpcrl.cluster.gradients import check_in_sync
@@ -73,7 +73,7 @@ class Learner:
         self.config, self._schedule, self._comm = config, schedule, comm
         self._workplace, self._own = workplace, own
         self.policy, self.flat = workplace.policy, workplace.flat
-        self._loss = workplace.loss(LOSSES[config.algorithm])
+        self._loss = workplace.loss(loss_of(config))
         self.optimizer = make_optimizer(self.flat.weights, config)
         self._filling = Filling(list(self.policy.parameters()), reduction)
         self.intake, self._publisher, self._waiter = intake, publisher, waiter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from hpcrl.algorithms.registry import loss_of
 from hpcrl.config import ActorCriticConfig, BCConfig, ImpalaConfig
 from hpcrl.envs.atari import is_atari
 from hpcrl.errors import ConfigError
@@ -13,9 +14,10 @@ from hpcrl.spaces import ACTION_MASK, Task
 
 
 def require_playable(config: ActorCriticConfig, task: Task, num_ranks: int) -> None:
-    """ConfigError where the policy, or the options of run-ahead algorithms, don't fit the task or the world."""
+    """ConfigError where the policy, the loss or the options of run-ahead algorithms don't fit the task or the world."""
     policy = Policy(task, config)
     head = policy.head
+    loss_of(config)
     _require_use(config, policy)
     if isinstance(config, BCConfig) and config.source is None:
         raise ConfigError("bc needs --from-trajectories RUN_DIR, the directory of a run that recorded its trajectories")

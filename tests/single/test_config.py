@@ -119,6 +119,7 @@ FREE = {
     "optimizer",
     "rmsprop_epsilon_inside",
     "normalise_advantages",
+    "loss",
     "loss_reduction",
     "schedule",
     "on_stale",

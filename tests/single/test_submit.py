@@ -172,7 +172,13 @@ def test_an_algorithm_is_needed(words: list[str]) -> None:
         submit(words)
 
 
-@pytest.mark.parametrize("words", [["--no-such-option", "3"], ["--nodes", "two"], ["--nodes"]])
+def test_an_option_of_slurm_may_have_been_meant(slurm: Slurm) -> None:
+    with pytest.raises(ConfigError, match=r"unknown option --ntasks-pernode \(did you mean --ntasks-per-node\?\)"):
+        submit(["a2c", *_RUN, "--ntasks-pernode", "3"])
+    assert content(Path()) == {} and slurm.calls == []
+
+
+@pytest.mark.parametrize("words", [["--nodes", "two"], ["--nodes"]])
 def test_the_parser_refuses_what_it_does_not_know(words: list[str], slurm: Slurm) -> None:
     with pytest.raises(SystemExit) as refused:
         submit(["a2c", *_RUN, *words])
