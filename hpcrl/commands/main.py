@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from hpcrl.errors import ConfigError, HpcrlError
@@ -39,10 +40,24 @@ examples:
   hpcrl eval runs/a2c-CartPole-v1-seed1-20260101-120000
 """
 
-COMMANDS = (
-    *("train", "submit", "status", "runs", "watch", "plot", "report", "eval", "inspect", "export", "presets"),
-    *("doctor", "plan", "bench", "completion"),
-)
+#: The function of each, in the module of its name.
+COMMANDS = {
+    "train": "train",
+    "submit": "submit",
+    "status": "status",
+    "runs": "runs",
+    "watch": "watch",
+    "plot": "plot",
+    "report": "report",
+    "eval": "evaluate",
+    "inspect": "inspect",
+    "export": "export",
+    "presets": "list_presets",
+    "doctor": "doctor",
+    "plan": "plan",
+    "bench": "bench",
+    "completion": "completion",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,6 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _is_first_rank():
             print(f"hpcrl: {error}", file=sys.stderr, flush=True)
         status = error.exit_status
+    except BrokenPipeError:
+        if arguments[:1] == ["train"]:
+            raise
+        # Whoever read the output has enough, as under `| head`; what is left of it goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
     if status and leaving:
         # All ranks leave with it, and a launcher ends those that are still at it, whose status it would take instead.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -81,70 +102,15 @@ def _dispatch(arguments: list[str], requests: Requests) -> int:
 
         print(f"hpcrl {__version__}")
         return 0
-    if command == "train":
-        from hpcrl.commands.train import train
+    if command not in COMMANDS:
+        from hpcrl.config.nearest import did_you_mean
 
-        return train(rest, requests)
-    if command == "eval":
-        from hpcrl.commands.eval import evaluate
-
-        return evaluate(rest)
-    if command == "export":
-        from hpcrl.commands.export import export
-
-        return export(rest)
-    if command == "submit":
-        from hpcrl.commands.submit import submit
-
-        return submit(rest)
-    if command == "status":
-        from hpcrl.commands.status import status
-
-        return status(rest)
-    if command == "runs":
-        from hpcrl.commands.runs import runs
-
-        return runs(rest)
-    if command == "watch":
-        from hpcrl.commands.watch import watch
-
-        return watch(rest)
-    if command == "plot":
-        from hpcrl.commands.plot import plot
-
-        return plot(rest)
-    if command == "report":
-        from hpcrl.commands.report import report
-
-        return report(rest)
-    if command == "inspect":
-        from hpcrl.commands.inspect import inspect
-
-        return inspect(rest)
-    if command == "presets":
-        from hpcrl.commands.presets import list_presets
-
-        return list_presets()
-    if command == "plan":
-        from hpcrl.commands.plan import plan
-
-        return plan(rest)
-    if command == "doctor":
-        from hpcrl.commands.doctor import doctor
-
-        return doctor(rest)
-    if command == "bench":
-        from hpcrl.commands.bench import bench
-
-        return bench(rest)
-    if command == "completion":
-        from hpcrl.commands.completion import completion
-
-        return completion(rest)
-    from hpcrl.config.nearest import did_you_mean
-
-    hint = did_you_mean(command, COMMANDS)
-    raise ConfigError(f"unknown command {command!r}{hint}, expected one of: {', '.join(COMMANDS)} (see hpcrl --help)")
+        hint = did_you_mean(command, COMMANDS)
+        expected = ", ".join(COMMANDS)
+        raise ConfigError(f"unknown command {command!r}{hint}, expected one of: {expected} (see hpcrl --help)")
+    # Only what is asked for is imported.
+    function = getattr(import_module(f"hpcrl.commands.{command}"), COMMANDS[command])
+    return int(function(rest, requests) if command == "train" else function(rest))
 
 
 def _is_first_rank() -> bool:

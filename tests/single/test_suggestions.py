@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -83,3 +86,19 @@ def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> Non
     main(["--help"])
     listed = capsys.readouterr().out.partition("examples:")[0].partition("commands:")[2]
     assert [line.split()[0] for line in listed.splitlines() if line.strip()] == list(COMMANDS)
+
+
+def test_whoever_reads_the_output_may_go_away() -> None:
+    # A pipe that nobody reads.
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "hpcrl", "presets"], stdout=writing, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(writing)
+    assert done.returncode == 1 and done.stderr == b""
+
+
+def test_presets_take_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets", "pong"]) == 2
+    assert "hpcrl presets takes no arguments, got pong" in capsys.readouterr().err
