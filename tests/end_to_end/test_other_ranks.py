@@ -32,6 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for done in in_turn(commands, ranks):
             assert done.returncode == 0, done.stderr
             assert "begin new episodes" not in done.stderr
+            assert ("layout ranks" in done.stderr) == bool(number)
     return folder
 
 

@@ -104,13 +104,6 @@ def test_environments_with_a_state_of_their_own_go_on_exactly(
     assert '"by_state": 16' in (run_dir / "config.json").read_text()
 
 
-def test_resume_on_other_ranks_goes_on_with_the_same_environments(tmp_path: Path, runs: Runs) -> None:
-    _kill_once_saved(tmp_path / "cut", ("--ranks", "3"), 4)
-    done = train(tmp_path / "cut", "--resume", "--ranks", 2)
-    assert "layout ranks" in done.stderr
-    assert (tmp_path / "cut/episodes.csv").read_text() == (runs["one-process"] / "episodes.csv").read_text()
-
-
 def test_an_environment_that_cannot_be_restored_begins_anew_and_says_so(resumed: dict[str, tuple[Path, Done]]) -> None:
     run_dir, done = resumed["restless"]
     assert "4 environments could not be restored and begin new episodes" in done.stderr
