@@ -18,6 +18,7 @@ from rates import Progress, last_100, parser
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import gymnasium
+import numpy as np
 import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -118,7 +119,8 @@ def main() -> None:
         if not is_warm and env_steps:
             is_warm = True
             progress.begin()
-        returns.extend(found.get(_RETURNS, ()))
+        # A single one comes as a number.
+        returns.extend(np.atleast_1d(found.get(_RETURNS, ())).tolist())
         if is_warm:
             progress.add(env_steps, last_100(returns))
     progress.print()
