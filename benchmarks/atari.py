@@ -29,6 +29,8 @@ BEST = [
     f"ppo, preset pong, 8 envs, 4 epochs, {BOTH.name}, bfloat16",
 ]
 _A2C_SETTINGS = "its defaults: T 5, RMSprop, learning rate 7e-4; its AtariWrapper, float32"
+_PPO = ("--algorithm", "PPO", "--set", "n_steps=128", "batch_size=256", "n_epochs=4")
+_PPO_SETTINGS = "T 128, 4 epochs of 4 as in RL Baselines3 Zoo and in our preset; its AtariWrapper, float32"
 _APPO = "values of its example but T 32, everything learned from once and while the environments go on; float32"
 _IMPALA_SETTINGS = "1 process with 8 envs, T 50, batches of 500, learner in the driver; as in its example pong_impala"
 PEERS: Mapping[str, Peer] = {
@@ -38,6 +40,9 @@ PEERS: Mapping[str, Peer] = {
     ),
     "SB3 A2C, 16 envs, T 5, SubprocVecEnv": Peer(
         "stable_baselines3", "sb3.py", 16, ("--env", _GAME, "--vector", "subproc"), _A2C_SETTINGS
+    ),
+    "SB3 PPO, 8 envs, 4 epochs, 2 threads": Peer(
+        "stable_baselines3", "sb3.py", 8, ("--env", _GAME, "--threads", 2, *_PPO), _PPO_SETTINGS
     ),
     "Sample Factory APPO, 2 x 8 envs, T 32": Peer(
         "sample_factory", "sample_factory_appo.py", 16, ("--env", "atari_pong"), _APPO

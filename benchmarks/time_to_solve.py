@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.contestants import BOTH, Layout, Peer, interpreters
+from benchmarks.contestants import ALONE, BOTH, Layout, Peer, interpreters
 from benchmarks.peer_results import Section, markdown
 from benchmarks.settings import CORES, Settings
 from benchmarks.tables import Measurement
@@ -79,7 +79,7 @@ PROBLEMS: Mapping[str, Problem] = {
         90.0,
         {
             "a2c, preset cartpole": ("a2c", _PRESET, BOTH),
-            "ppo, preset cartpole": ("ppo", _PRESET, BOTH),
+            "ppo, preset cartpole, 1 rank": ("ppo", _PRESET, ALONE),
             "impala, preset cartpole": ("impala", _PRESET, BOTH),
             "impala, preset cartpole-throughput": ("impala", ("--preset", "cartpole-throughput"), BOTH),
         },

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -40,6 +41,8 @@ def minibatches(
 ) -> Iterator[Minibatch]:
     """One learner's part of every minibatch of every epoch; all learners get equally many, some of them maybe empty.
 
+    The only minibatch of an epoch is the batch itself, in its own order.
+
     Args:
         batch: this learner's columns.
         targets: of all its rows.
@@ -47,6 +50,9 @@ def minibatches(
         number: of the batch, the same on all learners and another for every batch, below 2**64.
         whole_columns: deal out columns, not rows.
     """
+    if config.minibatches == 1:
+        yield from repeat(Minibatch(batch, targets), config.epochs)
+        return
     shape = (config.num_envs,) if whole_columns else (len(batch.reward), config.num_envs)
     env_index, device = batch.env_index.cpu(), batch.reward.device
     for epoch in range(config.epochs):

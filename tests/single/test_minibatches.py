@@ -89,6 +89,15 @@ def test_every_row_is_learned_from_once_an_epoch(whole_columns: bool, plan: Plan
 
 
 @whole_or_not
+def test_the_only_minibatch_is_the_batch(whole_columns: bool) -> None:
+    batch = make_batch(Plan([[ON, TRUNCATED], [ON, ON]], [False, False], [True, False], 2), 1)
+    targets = numbered(batch)[1]
+    config = PPOConfig(epochs=3, minibatches=1, num_envs=2)
+    found = list(minibatches(batch, targets, config, 7, whole_columns))
+    assert len(found) == 3 and all(part.batch is batch and part.targets is targets for part in found)
+
+
+@whole_or_not
 @settings(max_examples=20, deadline=None)
 @given(plan=plans(max_envs=5), seed=seeds, data=st.data())
 def test_learners_take_the_same_rows_on_any_layout(
