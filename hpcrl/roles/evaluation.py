@@ -39,7 +39,7 @@ class Played(NamedTuple):
     seeds: NDArray[np.int64]
 
 
-def play_episodes(
+def play(
     policy: Policy,
     world: World,
     task: Task,
@@ -48,7 +48,7 @@ def play_episodes(
     deterministic: bool,
     tick: Callable[[], None] = lambda: None,
     recorder: EvaluationRecorder | None = None,
-) -> NDArray[np.float64]:
+) -> Played:
     """Play the episodes of the given numbers, each with seeds that depend on `seed` and its number alone. Local.
 
     Args:
@@ -60,25 +60,7 @@ def play_episodes(
         deterministic: take the most likely action instead of sampling.
         tick: called at every step.
         recorder: records them.
-
-    Returns:
-        float64 [n, 2]: return (raw rewards) and length of each episode.
     """
-    played = play(policy, world, task, episodes, seed, deterministic, tick, recorder)
-    return np.stack([played.returns, played.lengths.astype(np.float64)], axis=1)
-
-
-def play(
-    policy: Policy,
-    world: World,
-    task: Task,
-    episodes: range,
-    seed: int,
-    deterministic: bool,
-    tick: Callable[[], None] = lambda: None,
-    recorder: EvaluationRecorder | None = None,
-) -> Played:
-    """As `play_episodes`, with all that is known of the episodes. Local."""
     waves = [range(start, min(start + _WAVE, episodes.stop)) for start in range(episodes.start, episodes.stop, _WAVE)]
     results = [_play_wave(policy, world, task, wave, seed, deterministic, tick, recorder) for wave in waves]
     return joined(results)

@@ -16,7 +16,7 @@ from hpcrl.envs.factory import describe_task
 from hpcrl.envs.world import World
 from hpcrl.models.policy import Policy
 from hpcrl.noise import Purpose, uniforms
-from hpcrl.roles.evaluation import play_episodes
+from hpcrl.roles.evaluation import play as play_all
 from tests.policies import policy_of
 
 ENV = "CartPole-v1"
@@ -32,7 +32,9 @@ def policy() -> Policy:
 
 
 def play(policy: Policy, episodes: range, seed: int = 7, deterministic: bool = False) -> NDArray[np.float64]:
-    return play_episodes(policy, World(ENV), describe_task(World(ENV)), episodes, seed, deterministic)
+    """Returns and lengths, float64 [n, 2]."""
+    played = play_all(policy, World(ENV), describe_task(World(ENV)), episodes, seed, deterministic)
+    return np.stack([played.returns, played.lengths], 1)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -81,8 +83,8 @@ def test_no_episodes_and_signs_of_life(policy: Policy) -> None:
     assert play(policy, range(4, 4)).shape == (0, 2)
     ticks: list[None] = []
     task = describe_task(World(ENV))
-    results = play_episodes(policy, World(ENV), task, range(5), 7, False, lambda: ticks.append(None))
-    assert len(ticks) == results[:, 1].max()
+    played = play_all(policy, World(ENV), task, range(5), 7, False, lambda: ticks.append(None))
+    assert len(ticks) == played.lengths.max()
 
 
 class Unpaid(CartPoleEnv):
@@ -104,9 +106,9 @@ def test_a_return_that_is_no_number_ends_an_episode_too(policy: Policy) -> None:
             raise TimeoutError
 
     task = describe_task(World("hpcrl-tests/Unpaid-v0"))
-    results = play_episodes(policy, World("hpcrl-tests/Unpaid-v0"), task, range(2), 7, False, tick)
-    assert np.isnan(results[:, 0]).all()
-    assert (results[:, 1] > 1).all()
+    played = play_all(policy, World("hpcrl-tests/Unpaid-v0"), task, range(2), 7, False, tick)
+    assert np.isnan(played.returns).all()
+    assert (played.lengths > 1).all()
 
 
 def test_the_policy_is_left_as_it_was(policy: Policy) -> None:

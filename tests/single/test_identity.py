@@ -11,7 +11,7 @@ import pytest
 from hpcrl.config import PPOConfig
 from hpcrl.envs.factory import describe_task
 from hpcrl.envs.world import worlds_of
-from hpcrl.roles.evaluation import play_episodes
+from hpcrl.roles.evaluation import play
 from hpcrl.roles.station import Station
 from hpcrl.signals import Requests
 from tests.single.test_async_rank import station_of
@@ -42,8 +42,8 @@ def config_of(world: str) -> PPOConfig:
 def missed(config: PPOConfig, station: Station, best: float) -> float:
     """Rewards a step that the most likely actions earn less than the best."""
     world = worlds_of(config)[0]
-    results = play_episodes(station.policy, world, describe_task(world), range(10), 3, deterministic=True)
-    return best - float(results[:, 0].sum() / results[:, 1].sum())
+    played = play(station.policy, world, describe_task(world), range(10), 3, deterministic=True)
+    return best - float(played.returns.sum() / played.lengths.sum())
 
 
 WORLDS = [*(f"Identity-{action}" for action in ACTIONS), *(f"Masked-info-{action}" for action in MASKABLE)]

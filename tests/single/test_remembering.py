@@ -27,7 +27,7 @@ from hpcrl.models.acting import ActingNetwork
 from hpcrl.models.policy import Policy
 from hpcrl.roles.actor import Actor
 from hpcrl.roles.batching import Batcher, batch_of
-from hpcrl.roles.evaluation import play_episodes
+from hpcrl.roles.evaluation import Played, play
 from hpcrl.roles.inbox import Piece
 from hpcrl.roles.inference import AnsweringService, LearnerInference
 from hpcrl.roles.memory import ActingMemory
@@ -475,12 +475,14 @@ def test_evaluated_episodes_do_not_remember_those_beside_or_before_them(determin
     playing = Playing(**BOXES["apart"] | KINDS[kind])
     (world,) = worlds_of(playing.config)
 
-    def play(episodes: range) -> NDArray:
-        return play_episodes(playing.policy, world, playing.spec.task, episodes, 5, deterministic)
+    def played(episodes: range) -> Played:
+        return play(playing.policy, world, playing.spec.task, episodes, 5, deterministic)
 
-    together = play(range(8))
-    assert np.array_equal(together, np.concatenate([play(range(number, number + 1)) for number in range(8)]))
-    assert len(set(together[:, 1].tolist())) > 2 and len(set(together[:, 0].tolist())) > 2
+    together = played(range(8))
+    alone = [played(range(number, number + 1)) for number in range(8)]
+    assert together.returns.tolist() == [one.returns.item() for one in alone]
+    assert together.lengths.tolist() == [one.lengths.item() for one in alone]
+    assert len(set(together.lengths.tolist())) > 2 and len(set(together.returns.tolist())) > 2
 
 
 def test_an_actor_without_memory_keeps_none() -> None:

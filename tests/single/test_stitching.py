@@ -15,7 +15,7 @@ import pytest
 
 from hpcrl.envs.factory import describe_task
 from hpcrl.envs.world import worlds_of
-from hpcrl.roles.evaluation import play_episodes
+from hpcrl.roles.evaluation import play
 from hpcrl.roles.evaluation_recording import EvaluationRecorder
 from hpcrl.storage.shard_reader import Shard
 from hpcrl.storage.stitching import Episode, WholeEpisodes
@@ -140,7 +140,8 @@ def test_evaluations_that_play_the_same_episodes_are_kept_apart(tmp_path: Path) 
     for env_steps in (100, 20):
         recorder.env_steps = env_steps
         acting.policy.head.weight.data.mul_(-100)
-        results.append(play_episodes(acting.policy, world, task, range(5), 3, False, recorder=recorder))
+        played = play(acting.policy, world, task, range(5), 3, False, recorder=recorder)
+        results.append(np.stack([played.returns, played.lengths], 1))
     episodes = WholeEpisodes(open_shards(tmp_path / "trajectories", "evaluation"))
     assert [episode.number for episode in episodes] == [0] * 10
     assert [episode.env_index for episode in episodes] == [*range(5), *range(5)]

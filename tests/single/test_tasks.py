@@ -34,7 +34,7 @@ from hpcrl.metrics import EPISODE, EpisodeReducer, TensorBoardFile, columns_of
 from hpcrl.models.inputs import Inputs
 from hpcrl.models.packing import unpack
 from hpcrl.noise import Purpose
-from hpcrl.roles.evaluation import play_episodes
+from hpcrl.roles.evaluation import Played, play
 from hpcrl.roles.scoring import score, share
 from hpcrl.roles.snapshot import environments_of, merge_environments, split_environments
 from hpcrl.spaces import Space, Task
@@ -281,9 +281,9 @@ def test_a_task_stands_beside_an_action_mask(place: str) -> None:
     with torch.no_grad():  # far from uniform, so that the task makes a difference
         policy.head.weight.mul_(300)
     # A forbidden action is an error there.
-    one, other = (play_episodes(policy, world, task, range(4), 7, False) for world in worlds)
-    assert (one[:, 1] == 10).all() and (other[:, 1] == 10).all()
-    assert not np.array_equal(one, other)
+    one, other = (play(policy, world, task, range(4), 7, False) for world in worlds)
+    assert (one.lengths == 10).all() and (other.lengths == 10).all()
+    assert not np.array_equal(one.returns, other.returns)
 
 
 def test_the_network_sees_tasks_one_hot() -> None:
@@ -397,8 +397,13 @@ def test_every_episode_of_every_task_is_played_once(num_tasks: int, num_episodes
     assert max(sizes) - min(sizes) <= 1
 
 
+def played(*returns: float) -> Played:
+    steps = np.ones(len(returns), np.int64)
+    return Played(np.array(returns), steps, steps)
+
+
 def test_an_evaluation_is_judged_by_the_mean_over_the_tasks() -> None:
-    one, two = (np.array([[number, 1.0] for number in numbers]) for numbers in ((1.0, 3.0), (10.0, 20.0)))
+    one, two = played(1.0, 3.0), played(10.0, 20.0)
     assert score(["A"], [one]) == {"eval/episode_return_mean": 2.0, "eval/episode_return_std": 1.0}
     assert score(["A", "B"], [one, two]) == {
         "eval/episode_return_mean": 8.5,
@@ -413,13 +418,13 @@ def test_a_task_is_evaluated_in_the_same_episodes_whatever_the_others(named: boo
     worlds, task = tasks_of("CartPole-v1", "CartPole-v0", named=named)
     policy = policy_of(task, (4,))
     policy.initialise(1)
-    results = play_episodes(policy, worlds[0], task, range(4), 7, False)
+    results = play(policy, worlds[0], task, range(4), 7, False)
     envs = make_episodes(worlds[0], task, 4, 0, 7, purpose=Purpose.EVALUATION_SEED)
     alone = EpisodeEnvs(World("CartPole-v1"), describe_task(World("CartPole-v1")), 4, 0, 7, Purpose.EVALUATION_SEED)
     assert envs.observation.view(np.float32).reshape(4, -1)[:, :4].tolist() == alone.observation.tolist()
     if not named:
-        bare = play_episodes(policy, World("CartPole-v1"), describe_task(World("CartPole-v1")), range(4), 7, False)
-        assert np.array_equal(results, bare)
+        bare = play(policy, World("CartPole-v1"), describe_task(World("CartPole-v1")), range(4), 7, False)
+        assert np.array_equal(results.returns, bare.returns)
 
 
 # What is reported
@@ -471,7 +476,7 @@ def test_a_run_of_one_task_has_no_columns_of_tasks() -> None:
     row: Mapping[str, float] = EpisodeReducer().take()
     assert not [name for name in (*row, *columns_of([])) if name.count("/") > 1]
     assert set(EpisodeReducer(TASKS).take()) <= set(columns_of(TASKS))
-    assert set(score(list(TASKS), [np.zeros((1, 2))] * 2)) <= set(columns_of(TASKS))
+    assert set(score(list(TASKS), [played(0.0)] * 2)) <= set(columns_of(TASKS))
 
 
 def test_tensorboard_has_the_columns_of_tasks(tmp_path: Path) -> None:
