@@ -52,6 +52,7 @@ from benchmarks.worlds import (
     timed,
 )
 from hpcrl.activity import Activity
+from hpcrl.cluster.affinity import usable_cpus
 from hpcrl.cluster.launch import inside_mpi
 from hpcrl.models.flat import FlatParameters
 from hpcrl.models.images import NatureCNN
@@ -111,6 +112,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     comm, waiter = MPI.COMM_WORLD, Waiter(Activity())
     torch.set_num_threads(1)
     here = facts(comm)
+    waiter.is_crowded = comm.size > len(usable_cpus())
     pin(comm)
     ways = _reductions(comm, waiter)
     if "sums" in arguments.parts:

@@ -11,6 +11,7 @@ from typing import Literal
 from hpcrl.cluster.collectives import broadcast, gather, on_root
 from hpcrl.cluster.cores import Need, describe_cores, plan_cores, read_cores
 from hpcrl.cluster.launch import promised_size
+from hpcrl.cluster.mpi import Comm
 from hpcrl.cluster.ranks import Ranks
 from hpcrl.cluster.waiting import Waiter
 from hpcrl.errors import ConfigError
@@ -82,10 +83,14 @@ def settle_cores(
 
     Collective over the world.
 
+    Args:
+        waiter: gets to know whether ranks of this node share CPUs.
+
     Raises:
         ConfigError: mode is "on", and on a node it can't be; on every rank.
     """
     affinity = Affinity()
+    waiter.is_crowded = are_crowded(ranks.node, affinity.started_with, waiter)
     if mode == "off" or (mode == "auto" and ranks.size == 1):
         return affinity
     need = Need(affinity.started_with, learner_cores if ranks.is_learner else 1, ranks.learner)
@@ -114,6 +119,12 @@ def settle_cores(
     if notes:
         affinity.note = f"cores: {'; '.join(notes)}"
     return affinity
+
+
+def are_crowded(node: Comm, usable: frozenset[int], waiter: Waiter) -> bool:
+    """Whether the ranks of a node are more than the CPUs that they may use together. Collective over them."""
+    reach = gather(node, usable, waiter)
+    return broadcast(node, node.size > len(frozenset().union(*reach)), waiter)
 
 
 def _plan_node(

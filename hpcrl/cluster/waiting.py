@@ -21,6 +21,8 @@ class Waiter:
         watch: called now and then while waiting; raises where the wait is in vain (a stuck rank).
 
     Attributes:
+        is_crowded: ranks of this node share CPUs (so it is taken to be until somebody knows better): even a short wait
+            leaves the core to others.
         chores: what must go on whatever this rank waits for or works at: each is called often, and says whether it
             found something to do.
     """
@@ -28,6 +30,7 @@ class Waiter:
     def __init__(self, activity: Activity, watch: Callable[[], None] = lambda: None) -> None:
         self.activity = activity
         self.watch = watch
+        self.is_crowded = True
         self.chores: list[Callable[[], bool]] = []
 
     def tick(self) -> None:

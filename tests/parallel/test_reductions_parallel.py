@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,25 @@ def test_staged_sums_have_the_bits_of_plain_ones_under_every_timing() -> None:
         # Learners need not all have a device.
         (plain if comm.rank == 0 else staged).sum(mixed)
         assert torch.equal(mixed, expected)
+
+
+@pytest.mark.mpi(ranks=(2,), timeout=60)
+def test_a_short_wait_leaves_the_core_to_others_where_ranks_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpcrl.cluster.affinity import are_crowded
+    from hpcrl.cluster.mpi import world
+    from hpcrl.cluster.reductions import HostReduction
+
+    comm, waiter, left = world(), Waiter(Activity()), []
+    monkeypatch.setattr("hpcrl.cluster.reductions._EAGER_S", 10.0)
+    monkeypatch.setattr("os.sched_yield", lambda: left.append(None))
+    for usable, shared in (({0, 1}, False), ({0}, True), ({comm.rank}, False)):
+        waiter.is_crowded = are_crowded(comm, frozenset(usable), waiter)
+        assert waiter.is_crowded is shared
+        left.clear()
+        if comm.rank == 1:
+            time.sleep(0.01)
+        HostReduction(comm, waiter).sum(torch.ones(8))
+        assert bool(left) is shared or comm.rank == 1
 
 
 def _network() -> nn.Sequential:
