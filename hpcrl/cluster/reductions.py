@@ -200,10 +200,17 @@ class HostReduction(Reduction):
 
     def __init__(self, comm: Comm, waiter: Waiter) -> None:
         super().__init__(comm, waiter)
+        self._array = self._vector.numpy()
         self._requests: list[Request] = []
 
+    def begin(self, vector: Tensor) -> None:
+        is_new = vector is not self._given
+        super().begin(vector)
+        if is_new:
+            self._array = self._vector.numpy()
+
     def _start(self, part: slice) -> None:
-        self._requests.append(self._comm.Iallreduce(MPI.IN_PLACE, self._vector[part].numpy()))
+        self._requests.append(self._comm.Iallreduce(MPI.IN_PLACE, self._array[part]))
 
     def _complete(self) -> None:
         requests, self._requests = self._requests, []
