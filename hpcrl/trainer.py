@@ -312,6 +312,8 @@ class Trainer:
     def notes(self) -> list[str]:
         """What a person should know before the first step, one line each. Local."""
         notes = [f"MPI: {library()}"]
+        if self.config.source is not None:
+            notes.append(f"nothing is acted: unrolls are read from {self.config.source}")
         if (learning := self.plan.describe()) is not None:
             notes.append(learning)
             if isinstance(self._station, SynchronousStation) and self._station.why_reduction:

@@ -57,7 +57,7 @@ class Display:
         self._rows.append(row)
         line = (
             f"iteration {row['iteration']:.0f}/{self._num_iterations}  env steps {row['env_steps']:,.0f}  "
-            f"return {_number(_mean_return(row))}  {_number(row['time/env_steps_per_s'], ',.0f')} steps/s"
+            f"{_success(row)}  {_number(row['time/env_steps_per_s'], ',.0f')} steps/s"
         )
         if self._progress is not None:
             self._progress.update(self._task, completed=row["env_steps"], line=line)
@@ -77,17 +77,19 @@ class Display:
             self._progress.stop()
         if not self._rows:
             return
-        table = Table(title="mean return by iteration")
-        for heading in ("iteration", "env steps", "episodes", "mean return", "last 100", "seconds"):
+        # Where no episode ended, as under bc, the loss is all there is.
+        shows_loss = all(math.isnan(_mean_return(row)) for row in self._rows)
+        table = Table(title=f"{'policy loss' if shows_loss else 'mean return'} by iteration")
+        measures = ("policy loss",) if shows_loss else ("episodes", "mean return", "last 100")
+        for heading in ("iteration", "env steps", *measures, "seconds"):
             table.add_column(heading, justify="right")
         for row in self._chosen():
             episodes = "untrained" if row["iteration"] == 0 else _number(row["rollout/episodes"], ".0f")
+            measured = (episodes, _number(_mean_return(row)), _number(row["rollout/return_last_100"]))
             table.add_row(
                 f"{row['iteration']:.0f}",
                 f"{row['env_steps']:,.0f}",
-                episodes,
-                _number(_mean_return(row)),
-                _number(row["rollout/return_last_100"]),
+                *((_number(row["train/policy_loss"], ".4f"),) if shows_loss else measured),
                 _number(row["time/elapsed_s"]),
             )
         self._console.print(table)
@@ -103,6 +105,12 @@ def _console(environment: Mapping[str, str]) -> Console:
         return Console(force_terminal=True, width=int(columns))
     # Launchers may give their ranks a terminal of their own, whatever their output goes to.
     return Console(force_terminal=False) if inside_mpi(environment) else Console()
+
+
+def _success(row: Row) -> str:
+    """The mean return; where no episode has ended since the last row (bc acts none) the policy's loss."""
+    mean, loss = _mean_return(row), row["train/policy_loss"]
+    return f"policy loss {loss:.4f}" if math.isnan(mean) and not math.isnan(loss) else f"return {_number(mean)}"
 
 
 def _mean_return(row: Row) -> float:

@@ -34,7 +34,7 @@ class UnrollAccount:
     def describe(self) -> str:
         """One line for people."""
         return (
-            f"unrolls: {self.acted:,} acted, {self.learned:,} learned from, {self.dropped:,} dropped as too old, "
+            f"unrolls: {self.acted:,} filled, {self.learned:,} learned from, {self.dropped:,} dropped as too old, "
             f"{self.under_way:,} under way at the end"
         )
 

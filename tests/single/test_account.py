@@ -11,7 +11,7 @@ def test_unrolls_are_summed_and_what_is_left_is_under_way() -> None:
     total = UnrollAccount(acted=1200, dropped=3) + UnrollAccount(learned=1100) + UnrollAccount(1, 2, 3)
     assert total == UnrollAccount(1201, 1102, 6) and total.under_way == 93
     assert total.describe() == (
-        "unrolls: 1,201 acted, 1,102 learned from, 6 dropped as too old, 93 under way at the end"
+        "unrolls: 1,201 filled, 1,102 learned from, 6 dropped as too old, 93 under way at the end"
     )
 
 
