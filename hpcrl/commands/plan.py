@@ -18,11 +18,12 @@ from hpcrl.commands.options import parse, take_value, without_file
 from hpcrl.config import CONFIGS, A3CConfig, ActorCriticConfig
 from hpcrl.errors import ConfigError
 from hpcrl.planning.costs import Costs, Link, costs_from_json, is_costs, read_json
+from hpcrl.planning.events import Simulated
 from hpcrl.planning.links import links_in, links_of, told_link, with_links
 from hpcrl.planning.model import Prediction, predict
 from hpcrl.planning.recommend import Choice, recommend
 from hpcrl.planning.setups import Setup, make_setup, require_plannable, scaled
-from hpcrl.planning.simulation import MOST_RANKS, Simulated, simulate
+from hpcrl.planning.simulation import MOST_RANKS, simulate
 from hpcrl.storage.durable import write_json_durably
 
 if TYPE_CHECKING:

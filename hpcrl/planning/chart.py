@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpcrl.errors import ConfigError
+from hpcrl.planning.events import Simulated
 from hpcrl.planning.model import Prediction
 from hpcrl.planning.setups import Setup
-from hpcrl.planning.simulation import Simulated
 
 
 def draw(rows: Sequence[tuple[Setup, Prediction, Simulated | None]], title: str, path: Path) -> None:
