@@ -42,19 +42,25 @@ def plot(arguments: Sequence[str]) -> int:
     options = tyro.cli(PlotOptions, prog="hpcrl plot", args=list(arguments), config=(tyro.conf.FlagCreatePairsOff,))
     if not options.paths:
         raise ConfigError("hpcrl plot needs a run directory at least")
+    if options.out.is_dir():
+        raise ConfigError(f"{options.out} is a folder, the picture needs a file's name")
+    # Where nothing says what picture it is, it is PNG.
+    out = options.out if options.out.suffix else options.out.with_name(f"{options.out.name}.png")
     scaling, notes = read_scaling([path for path in options.paths if path.is_file()])
     columns = (*RETURNS, *X_AXES.values())
-    runs = [load_run(path, columns) for path in options.paths if not path.is_file()]
+    # A run that is named twice, by whatever paths, is drawn once.
+    folders = {path.resolve(): path for path in options.paths if not path.is_file()}
+    runs = [load_run(path, columns) for path in folders.values()]
     drawn, empty = _divide(runs)
     if not drawn and not scaling:
         raise ConfigError(f"no returns to draw in {', '.join(str(run.path) for run in runs)}")
     groups = group_runs(drawn, options.compare)
-    draw(groups, scaling, list(X_AXES) if options.x == "both" else [options.x], options.out)
+    draw(groups, scaling, list(X_AXES) if options.x == "both" else [options.x], out)
     for group in groups:
         print(f"{group.env}: {group.label}")
     for line in [*(f"{run.name}: no returns yet" for run in empty), *notes, *_notes(drawn)]:
         print(line)
-    print(f"picture: {options.out}")
+    print(f"picture: {out}")
     return 0
 
 

@@ -32,6 +32,6 @@ def report(arguments: Sequence[str]) -> int:
     try:
         options.out.write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
-        raise ConfigError(f"{options.out} can't be written: {error}") from error
+        raise ConfigError(f"{options.out} can't be written: {error.strerror or error}") from error
     print(f"report: {options.out}")
     return 0

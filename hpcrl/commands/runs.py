@@ -22,6 +22,8 @@ from hpcrl.viewing.words import age, number, short
 
 #: Where there is no terminal that could be too narrow.
 _LONGEST_LINE = 1000
+#: Columns of a terminal below which there is no room for all of the table's.
+_NARROW = 100
 _STYLES = {"running": "green", "died": "red"}
 
 
@@ -45,7 +47,7 @@ def runs(arguments: Sequence[str]) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_LONGEST_LINE)
-    console.print(_table(found, time.time()))
+    console.print(_table(found, time.time(), console.width < _NARROW))
     return 0
 
 
@@ -54,18 +56,20 @@ def _as_json(summary: Summary) -> dict[str, object]:
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
 
 
-def _table(found: Sequence[Summary], now: float) -> Table:
-    table = Table(box=None, pad_edge=False)
+def _table(found: Sequence[Summary], now: float, is_narrow: bool) -> Table:
+    """All runs; a narrow table folds names and states, and leaves the algorithm out."""
+    table = Table(box=None, pad_edge=False, collapse_padding=is_narrow)
     table.add_column("name", overflow="fold", min_width=12)
-    table.add_column("algorithm", no_wrap=True)
-    table.add_column("env", overflow="fold")
-    table.add_column("state", no_wrap=True)
+    if not is_narrow:
+        table.add_column("algorithm", no_wrap=True)
+    table.add_column("env", overflow="fold", min_width=min(16, max(len(run.env) for run in found)))
+    table.add_column("state", no_wrap=not is_narrow, min_width=8)
     for heading in ("env steps", "best", "last", "age"):
         table.add_column(heading, justify="right", no_wrap=True)
     for run in found:
         cells = (
             run.name,
-            run.algorithm,
+            *(() if is_narrow else (run.algorithm,)),
             run.env,
             ", ".join([run.state, *dict.fromkeys(note.rpartition(": ")[2] for note in run.notes)]),
             f"{short(run.env_steps)} of {short(run.total_env_steps)}",

@@ -38,7 +38,7 @@ def watch(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--every must be 0.1 to 86400 seconds, got {options.every}")
     console = Console()
     if options.once or not console.is_terminal:
-        print(*_look(options.run_dir, console)[0], sep="\n")
+        print(*_look(options.run_dir, console, None)[0], sep="\n")
         return 0
     with suppress(KeyboardInterrupt):
         _follow(options, console)
@@ -48,14 +48,15 @@ def watch(arguments: Sequence[str]) -> int:
 def _follow(options: WatchOptions, console: Console) -> None:
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            lines, is_over = _look(options.run_dir, console)
+            lines, is_over = _look(options.run_dir, console, console.height)
             live.update(Text("\n".join(lines), no_wrap=True), refresh=True)
             if is_over:
                 return
             time.sleep(options.every)
 
 
-def _look(path: Path, console: Console) -> tuple[list[str], bool]:
+def _look(path: Path, console: Console, height: int | None) -> tuple[list[str], bool]:
     """The lines that show a run, and whether it is finished."""
     run = load_run(path, newest_bytes=_NEWEST_BYTES)
-    return screen(run, console.width, Glyphs.of(console.encoding), time.time()), run.state == "finished"
+    lines = screen(run, console.width, Glyphs.of(console.encoding), time.time(), height)
+    return lines, run.state == "finished"

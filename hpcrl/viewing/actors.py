@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpcrl.viewing.run import Run
-from hpcrl.viewing.tables import read_table
+from hpcrl.viewing.tables import Table, read_table
 from hpcrl.viewing.words import as_list, as_mapping, plain
 
 #: Above any number of an environment.
@@ -53,13 +53,16 @@ def describe(spread: RankSpread, form: str) -> str:
     return f"min {least}, median {median}, max {most}; slowest: rank {spread.slowest} on {spread.host}"
 
 
-def actor_steps(run: Run, newest_bytes: int = 1 << 21) -> dict[int, float]:
-    """Env steps of one environment of each actor, as its newest episode tells; of actors that ended one lately.
+def read_episodes(run: Run, wanted: Collection[str], newest_bytes: int) -> Table:
+    """The newest episodes, with the columns that `actor_steps` needs and those that are wanted beside them."""
+    return read_table(run.path / "episodes.csv", "env_step", ("env_index", *wanted), newest_bytes)
+
+
+def actor_steps(run: Run, episodes: Table) -> dict[int, float]:
+    """Env steps of one environment of each actor, as its newest episode tells; of actors that ended one of these.
 
     The environments of an actor step together, so the one that ended an episode last tells of all.
     """
-    wanted = ("env_step", "env_index")
-    episodes = read_table(run.path / "episodes.csv", "env_step", wanted, newest_bytes)
     indices, steps = episodes.column("env_index"), episodes.column("env_step")
     known = np.isfinite(indices) & (indices >= 0) & (indices < _MOST)
     return _by_actor(env_blocks(run), indices[known].astype(np.int64), steps[known])

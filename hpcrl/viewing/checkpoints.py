@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ class ListedCheckpoint:
     Attributes:
         bytes: as listed.
         written: Unix time of the file; None where it is missing.
+        size: bytes of the file; NaN where it is missing.
     """
 
     name: str
@@ -31,6 +33,12 @@ class ListedCheckpoint:
     milestone: bool
     is_best: bool
     written: float | None
+    size: float
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether the file has not as many bytes as are listed, as far as both are known."""
+        return math.isfinite(self.bytes) and math.isfinite(self.size) and self.bytes != self.size
 
 
 def read_checkpoints(folder: Path) -> tuple[tuple[ListedCheckpoint, ...], str]:
@@ -51,6 +59,7 @@ def read_checkpoints(folder: Path) -> tuple[tuple[ListedCheckpoint, ...], str]:
 
 def _listed(folder: Path, entry: Mapping[str, Any], best: object) -> ListedCheckpoint:
     name = entry.get("name")
+    written, size = _file(folder, name)
     return ListedCheckpoint(
         name=plain(name),
         env_steps=as_number(entry.get("env_steps")),
@@ -59,15 +68,18 @@ def _listed(folder: Path, entry: Mapping[str, Any], best: object) -> ListedCheck
         bytes=as_number(entry.get("bytes")),
         milestone=entry.get("milestone") is True,
         is_best=name == best,
-        written=_written(folder, name),
+        written=written,
+        size=size,
     )
 
 
-def _written(folder: Path, name: object) -> float | None:
+def _file(folder: Path, name: object) -> tuple[float | None, float]:
+    """When a checkpoint was written, and its bytes."""
     # A manifest of strangers may name what lies elsewhere.
     if not isinstance(name, str) or Path(name).name != name:
-        return None
+        return None, math.nan
     try:
-        return (folder / f"{name}.h5").stat().st_mtime
+        found = (folder / f"{name}.h5").stat()
     except (OSError, ValueError):
-        return None
+        return None, math.nan
+    return found.st_mtime, float(found.st_size)

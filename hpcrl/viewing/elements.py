@@ -31,11 +31,15 @@ p { margin: .3rem 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; }
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
-  overflow-wrap: anywhere; font-variant-numeric: tabular-nums; min-width: 4.5rem; }
+  white-space: nowrap; font-variant-numeric: tabular-nums; min-width: 4.5rem; }
 th { font-weight: normal; }
+.texts td { white-space: normal; overflow-wrap: anywhere; min-width: 7.5rem; }
+.texts td:first-child { white-space: nowrap; }
+.texts th { white-space: normal; }
 .warn { background: var(--warn); padding: .4rem .8rem; border-radius: 6px; margin: .4rem 0; }
 .share { background: var(--bar); height: .7rem; border-radius: 2px; display: inline-block; margin-right: .4rem; }
-.shares td + td { width: 45%; white-space: nowrap; }
+.shares { --whole: 5rem; }
+@media (min-width: 60rem) { .shares { --whole: 20rem; } }
 figure { margin: 0; min-width: 0; }
 svg { width: 100%; height: auto; display: block; max-width: 560px; }
 svg text { fill: var(--faint); font-size: 11px; }
@@ -85,17 +89,17 @@ def paragraph(text: str, kind: str = "") -> str:
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 
-def table(rows: Iterable[Sequence[str]], headings: Sequence[str] = ()) -> str:
-    """Plain text in cells; nothing where there is no row."""
+def table(rows: Iterable[Sequence[str]], headings: Sequence[str] = (), kind: str = "") -> str:
+    """Plain text in cells, of a class of the style; nothing where there is no row."""
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
     head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
-    return _table(body, head) if body else ""
+    return _table(body, head, kind) if body else ""
 
 
 def pairs(facts: Mapping[str, str]) -> str:
     """Names and plain texts."""
     body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>\n" for name, text in facts.items())
-    return _table(body, "") if body else ""
+    return _table(body, "", "texts") if body else ""
 
 
 def shares(splits: Mapping[str, Mapping[str, float]], names: Iterable[str]) -> str:
@@ -107,11 +111,12 @@ def shares(splits: Mapping[str, Mapping[str, float]], names: Iterable[str]) -> s
         cells = [split.get(name, 0.0) for split in splits.values()]
         if any(cells):
             bars = "".join(
-                f'<td><span class="share" style="width:{60 * share:.1f}%"></span>{share:.1%}</td>' for share in cells
+                f'<td><span class="share" style="width:calc({share:.3f} * var(--whole))"></span>{share:.1%}</td>'
+                for share in cells
             )
             rows.append(f"<tr><th>{escape(name)}</th>{bars}</tr>\n")
     head = "<th></th>" + "".join(f"<th>{escape(role)}</th>" for role in splits)
-    return _table("".join(rows), head, ' class="shares" style="width:100%"')
+    return _table("".join(rows), head, "shares")
 
 
 def tiles(facts: Mapping[str, str]) -> str:
@@ -133,6 +138,7 @@ def folded(title: str, inside: str) -> str:
     return f"<details><summary>{escape(title)}</summary>\n{inside}\n</details>" if inside else ""
 
 
-def _table(body: str, head: str, attributes: str = "") -> str:
+def _table(body: str, head: str, kind: str = "") -> str:
     head = f"<thead><tr>{head}</tr></thead>" if head else ""
-    return f'<div class="scroll"><table{attributes}>{head}<tbody>\n{body}</tbody></table></div>'
+    attribute = f' class="{kind}"' if kind else ""
+    return f'<div class="scroll"><table{attribute}>{head}<tbody>\n{body}</tbody></table></div>'

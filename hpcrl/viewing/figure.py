@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hpcrl.errors import ConfigError
 from hpcrl.viewing.groups import Group
-from hpcrl.viewing.measures import RETURN, RETURNS
+from hpcrl.viewing.measures import RETURNS
 from hpcrl.viewing.scaling import ScalingCurve
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ def draw(groups: Sequence[Group], scaling: Sequence[ScalingCurve], axes: Sequenc
         place.spines[["top", "right"]].set_visible(False)
     try:
         figure.savefig(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} can't be written: {error.strerror or error}") from error
+    except ValueError as error:
         raise ConfigError(f"{path} can't be written: {error}") from error
 
 
@@ -81,7 +83,7 @@ def _draw_returns(place: Axes, groups: Sequence[Group], x: str) -> None:
                 band.x, band.median, dash, color=colour, linewidth=1.6, marker=marker, label=_escaped(group.label)
             )
     place.set_xlabel(_LABELS[x])
-    place.set_ylabel(RETURNS[RETURN])
+    place.set_ylabel("\n".join(dict.fromkeys(RETURNS[group.column] for group in groups)))
     if x == "env_steps":
         place.xaxis.set_major_formatter(EngFormatter(sep=""))
 

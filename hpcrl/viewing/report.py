@@ -12,21 +12,27 @@ from typing import Any
 import numpy as np
 
 from hpcrl.metrics import UPDATE_METRICS, UPDATE_PARTS
-from hpcrl.viewing.actors import actor_steps, describe, env_blocks, spread_of
+from hpcrl.viewing.actors import actor_steps, describe, env_blocks, read_episodes, spread_of
 from hpcrl.viewing.defaults import defaults, differing
 from hpcrl.viewing.elements import charts, folded, heading, page, pairs, paragraph, section, shares, table, tiles
 from hpcrl.viewing.measures import OTHER, PHASES, RETURNS, best, env_steps_per_s, return_column, time_split
 from hpcrl.viewing.run import Run
-from hpcrl.viewing.svg import Line, histogram, line_chart
-from hpcrl.viewing.tables import Table, read_table
+from hpcrl.viewing.svg import Line, Merging, histogram, line_chart
+from hpcrl.viewing.tables import Table
 from hpcrl.viewing.trace import busy_shares
-from hpcrl.viewing.words import age, as_list, as_mapping, as_number, duration, number, plain
+from hpcrl.viewing.words import age, as_list, as_mapping, as_number, duration, number, plain, plural, size
 
 #: Of episodes.csv: some million episodes.
 _NEWEST_BYTES = 1 << 25
 _MOST_HOSTS = 8
 _MOST_RESUMES = 100
 _LONGEST_VALUE = 1000
+#: Columns of which a mean of neighbours would hide what they are there for.
+_MERGINGS: dict[str, Merging] = {
+    **{f"{prefix}min": "min" for prefix in ("lag/", "lag/shard_spread_", "gpu/busy_percent_")},
+    **{f"{prefix}max": "max" for prefix in ("lag/", "lag/shard_spread_", "gpu/busy_percent_")},
+    "lag/dropped_unrolls": "max",
+}
 
 
 def report_page(run: Run, now: float) -> str:
@@ -36,7 +42,7 @@ def report_page(run: Run, now: float) -> str:
         run: with all columns.
         now: Unix time.
     """
-    episodes = read_table(run.path / "episodes.csv", "env_step", ("length", "return"), _NEWEST_BYTES)
+    episodes = read_episodes(run, ("length", "return"), _NEWEST_BYTES)
     busy, trace_word = busy_shares(run.path / "trace.json")
     warnings = [*_warnings(run, episodes), *([f"trace.json: {trace_word}"] if trace_word else [])]
     return page(
@@ -46,7 +52,7 @@ def report_page(run: Run, now: float) -> str:
             section("Warnings", *(paragraph(warning, "warn") for warning in warnings)),
             section("Learning", _learning(run.metrics), _updates(run.metrics)),
             section("Configuration", *_configuration(run)),
-            section("Time", *_time(run, busy)),
+            section("Time", *_time(run, busy, episodes)),
             section("Lag", _lag(run.metrics)),
             section("Episodes", *_episodes(episodes)),
             section("Checkpoints", _checkpoints(run, now)),
@@ -59,10 +65,9 @@ def report_page(run: Run, now: float) -> str:
 
 def _head(run: Run, now: float) -> str:
     column = return_column(run.metrics)
-    steps = run.metrics.last("env_steps") if len(run.metrics) else 0.0
     facts = {
         "state": run.state,
-        "env steps": f"{number(steps, ',.0f')} of {number(run.total_env_steps, ',.0f')}",
+        "env steps": f"{run.env_steps:,.0f} of {number(run.total_env_steps, ',.0f')}",
         "trained": duration(run.metrics.last("time/elapsed_s")),
         "last return": number(run.metrics.last(column)),
         "best return": number(best(run.metrics.column(column))),
@@ -70,7 +75,8 @@ def _head(run: Run, now: float) -> str:
         "restarts": f"{len(run.resumes)}",
     }
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
-    what = f"Returns: {RETURNS[column]}. Made {made}, {age(now - run.written)} after the run last wrote."
+    returns = f"Returns: {RETURNS[column]}." if len(run.metrics) else "No report yet."
+    what = f"{returns} Made {made}, {age(now - run.written)} after the run last wrote."
     subject = paragraph(f"{run.algorithm} on {run.env}, seed {run.seed}")
     return "\n".join([heading(run.name), subject, tiles(facts), paragraph(what, "faint")])
 
@@ -97,6 +103,8 @@ def _warnings(run: Run, episodes: Table) -> Iterator[str]:
             yield f"{what.capitalize()}: {count:,.0f}."
     if (dropped := float(np.nansum(run.metrics.column("lag/dropped_unrolls")))) > 0:
         yield f"Dropped as too old: {dropped:,.0f} unrolls or gradients."
+    if damaged := [checkpoint.name for checkpoint in run.checkpoints if checkpoint.is_damaged]:
+        yield f"Checkpoints whose files are damaged, of other sizes than listed: {', '.join(damaged)}."
     if missing := [checkpoint.name for checkpoint in run.checkpoints if checkpoint.written is None]:
         yield f"Checkpoints whose files are missing: {', '.join(missing)}."
     if str(run.facts.get("git_commit")).endswith("-dirty"):
@@ -131,9 +139,10 @@ def _updates(metrics: Table) -> str:
 
 def _over_steps(metrics: Table, columns: Mapping[str, str], title: str) -> str:
     steps = metrics.column("env_steps")
-    return line_chart(
-        title, [Line(name, steps, metrics.column(column)) for name, column in columns.items()], "env steps"
-    )
+    lines = [
+        Line(name, steps, metrics.column(column), _MERGINGS.get(column, "mean")) for name, column in columns.items()
+    ]
+    return line_chart(title, lines, "env steps")
 
 
 def _lag(metrics: Table) -> str:
@@ -157,13 +166,13 @@ def _configuration(run: Run) -> Iterator[str]:
     rows = [(_option(name), _value(value), _value(default)) for name, (value, default) in changed.items()]
     known = bool(defaults(run.algorithm))
     yield paragraph("What differs from the defaults:" if known else "No defaults are known of this algorithm.")
-    yield table(rows, ("option", "value", "default")) or paragraph("nothing")
+    yield table(rows, ("option", "value", "default"), "texts") or paragraph("nothing")
     rest = {_option(name): _value(value) for name, value in run.config.items() if name not in changed}
     yield folded("All other options, at their defaults", pairs(rest))
 
 
-def _time(run: Run, busy: Mapping[int, float]) -> Iterator[str]:
-    splits = time_split(run.metrics)
+def _time(run: Run, busy: Mapping[int, float], episodes: Table) -> Iterator[str]:
+    splits = time_split(run)
     yield shares(splits, (*PHASES, OTHER))
     if splits:
         yield paragraph("Of the whole run, means over the ranks with the role. Other: what no phase has.", "faint")
@@ -174,7 +183,7 @@ def _time(run: Run, busy: Mapping[int, float]) -> Iterator[str]:
     # A rank that never waits is the one that others wait for.
     if (spread := spread_of(busy, run, slowest_has_most=True)) is not None:
         yield paragraph(f"Busy by trace.json, of {spread.ranks:,} ranks: {describe(spread, '.0%')}.")
-    if (spread := spread_of(actor_steps(run), run)) is not None:
+    if (spread := spread_of(actor_steps(run, episodes), run)) is not None:
         what = f"Env steps of one environment of each of {spread.ranks:,} actors, by their newest episodes"
         yield paragraph(f"{what}: {describe(spread, ',.0f')}.")
 
@@ -189,9 +198,9 @@ def _episodes(episodes: Table) -> Iterator[str]:
     if not rows:
         return
     yield charts([histogram(f"episodes by {name}", episodes.column(name), name) for name in ("return", "length")])
-    yield table(rows, ("", "mean", "least", "lower quartile", "median", "upper quartile", "most"))
+    yield table(rows, ("", "mean", "min", "25 %", "median", "75 %", "max"))
     newest = "" if episodes.is_whole else ", the newest ones"
-    yield paragraph(f"{len(episodes):,} episodes{newest}.", "faint")
+    yield paragraph(f"{plural(len(episodes), 'episode')}{newest}.", "faint")
 
 
 def _checkpoints(run: Run, now: float) -> str:
@@ -201,6 +210,7 @@ def _checkpoints(run: Run, now: float) -> str:
             "newest": checkpoint is run.checkpoints[-1],
             "best": checkpoint.is_best,
             "milestone": checkpoint.milestone,
+            "damaged": checkpoint.is_damaged,
         }
         rows.append(
             (
@@ -208,32 +218,33 @@ def _checkpoints(run: Run, now: float) -> str:
                 number(checkpoint.env_steps, ",.0f"),
                 number(checkpoint.learner_updates, ",.0f"),
                 number(checkpoint.score),
-                number(checkpoint.bytes / 1e6) + " MB",
+                size(checkpoint.bytes),
                 "missing" if checkpoint.written is None else f"{age(now - checkpoint.written)} ago",
                 ", ".join(word for word, holds in words.items() if holds),
             )
         )
-    headings = ("name", "env steps", "learner updates", "score", "size", "written", "")
+    headings = ("name", "env steps", "updates", "score", "size", "written", "")
     return table(rows, headings) or paragraph("none yet")
 
 
 def _resumes(run: Run) -> str:
     keys = ("env_steps", "by_state", "by_replay", "begun_anew")
     rows = [[number(as_number(resume.get(key)), ",.0f") for key in keys] for resume in run.resumes[-_MOST_RESUMES:]]
-    headings = ("at env step", "environments by their state", "by replay", "begun anew")
+    headings = ("at env step", "by state", "by replay", "begun anew")
     jobs = f"Batch jobs: {', '.join(run.jobs[-_MOST_RESUMES:])}." if run.jobs else ""
     shown = table(rows, headings) or paragraph("none")
-    return shown + (paragraph(jobs) if jobs else "")
+    what = "Of environments: how many went on by their state, by replay, or began new episodes."
+    return shown + (paragraph(what, "faint") if rows else "") + (paragraph(jobs) if jobs else "")
 
 
 def _layout(run: Run) -> dict[str, str]:
     layout = run.layout
-    sizes = [stop - start for _, start, stop in env_blocks(run)]
+    envs = sorted({stop - start for _, start, stop in env_blocks(run)})
     facts = {
         "ranks": number(as_number(layout.get("ranks")), ",.0f"),
         "learners": f"{len(as_list(layout.get('learners'))):,}",
         "actors": f"{len(as_mapping(layout.get('actors'))):,}",
-        "environments per actor": "-" if not sizes else f"{min(sizes):,} to {max(sizes):,}",
+        "environments per actor": " to ".join(f"{count:,}" for count in dict.fromkeys([*envs[:1], *envs[-1:]])) or "-",
         "nodes": _hosts(as_list(layout.get("hosts"))),
         "results independent of the layout": _value(run.facts.get("layout_invariant")),
     }
@@ -242,7 +253,7 @@ def _layout(run: Run) -> dict[str, str]:
 
 def _hosts(hosts: list[Any]) -> str:
     counts = Counter(map(plain, hosts))
-    shown = [f"{host} ({ranks} rank{'s' if ranks != 1 else ''})" for host, ranks in counts.most_common(_MOST_HOSTS)]
+    shown = [f"{host} ({plural(ranks, 'rank')})" for host, ranks in counts.most_common(_MOST_HOSTS)]
     more = f" and {len(counts) - _MOST_HOSTS:,} more" if len(counts) > _MOST_HOSTS else ""
     return f"{len(counts):,}: {', '.join(shown)}{more}" if counts else "-"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -72,6 +73,12 @@ class Run:
         return plain(self.config.get("seed", "?"))
 
     @property
+    def env_steps(self) -> float:
+        """That the last report or the newest checkpoint tells of, whichever are more; 0 before both."""
+        told = [self.metrics.last("env_steps"), *(checkpoint.env_steps for checkpoint in self.checkpoints[-1:])]
+        return max([steps for steps in told if math.isfinite(steps)], default=0.0)
+
+    @property
     def total_env_steps(self) -> float:
         """To train for; NaN where that is not known."""
         return as_number(self.config.get("total_env_steps"))
@@ -103,23 +110,24 @@ def load_run(path: Path, columns: Collection[str] = (), newest_bytes: int | None
     if not os.access(path, os.R_OK | os.X_OK):
         raise ConfigError(f"run directory {path} can't be read: it is another user's")
     jobs = tuple(directory.read_jobs())
-    has_config = directory.config_file.exists()
-    if not has_config and not jobs:
-        raise ConfigError(f"{path} is no run directory: it holds neither config.json nor jobs")
-    facts, config_word = _facts(directory) if has_config else ({}, "missing")
+    if not _holds_run(path):
+        raise ConfigError(f"{path} is no run directory: it holds neither config.json nor jobs nor what a run wrote")
+    facts, config_word = _facts(directory) if directory.config_file.exists() else ({}, "missing")
     metrics = read_table(directory.metrics_file, "env_steps", columns, newest_bytes)
     checkpoints, manifest_word = read_checkpoints(directory.checkpoints)
+    state = _state(directory, jobs)
+    torn = "half-written" if metrics.is_torn and not state.startswith("running") else ""
     older = "older" if set(COLUMNS) - set(metrics.header) else ""
     words = {
         directory.config_file: config_word,
-        directory.metrics_file: metrics.word or older,
+        directory.metrics_file: metrics.word or torn or older,
         directory.checkpoints / "manifest.json": manifest_word,
         directory.outcome_file: _outcome_word(directory),
     }
     return Run(
         path,
         facts,
-        _state(directory, jobs),
+        state,
         metrics,
         checkpoints,
         jobs,
@@ -145,7 +153,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
     try:
-        holds_run = any((folder / name).is_file() for name in ("config.json", "jobs"))
+        holds_run = _holds_run(folder)
         below = sorted(folder.iterdir()) if depth and not holds_run else []
     except OSError:
         # A file, another user's folder, or one that is gone meanwhile.
@@ -154,6 +162,15 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
         yield folder
     for path in below:
         yield from _walk(path, depth - 1)
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether there is a run by its configuration or jobs; or, where that was lost, by what it wrote."""
+    if any((folder / name).is_file() for name in ("config.json", "jobs")):
+        return True
+    return (folder / "metrics.csv").is_file() and any(
+        (folder / name).exists() for name in ("outcome", "run.lock", "checkpoints")
+    )
 
 
 def _facts(directory: RunDirectory) -> tuple[Mapping[str, Any], str]:
@@ -191,7 +208,9 @@ def _state(directory: RunDirectory, jobs: Collection[str]) -> str:
 def _written(directory: RunDirectory) -> float:
     """Unix time at which the newest of its files was written."""
     times = [0.0]
-    for file in (directory.metrics_file, directory.outcome_file, directory.config_file, directory.jobs_file):
+    manifest = directory.checkpoints / "manifest.json"
+    written = (directory.metrics_file, directory.episodes_file, manifest)
+    for file in (*written, directory.outcome_file, directory.config_file, directory.jobs_file):
         with suppress(OSError):
             times.append(file.stat().st_mtime)
     return max(times)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcrl.errors import ConfigError
-from hpcrl.viewing.words import as_list, as_mapping, as_number, plain
+from hpcrl.viewing.words import as_list, as_mapping, as_number, plain, plural
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read_scaling(paths: Iterable[Path]) -> tuple[list[ScalingCurve], list[str]]:
         if not whole:
             raise ConfigError(f"{path} holds neither a run nor lines of benchmarks.scaling")
         if len(whole) < len(lines):
-            notes.append(f"{path.name}: damaged ({len(lines) - len(whole)} lines left out)")
+            notes.append(f"{path.name}: damaged ({plural(len(lines) - len(whole), 'line')} left out)")
         for line, repeat in whole:
             # A file that is named twice counts once.
             found[_series(repeat)][repeat["ranks"]][line] = as_number(repeat["env_steps_per_s"])

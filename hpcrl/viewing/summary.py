@@ -52,7 +52,7 @@ def summarise(folder: Path, paths: Iterable[Path]) -> list[Summary]:
                 env=run.env,
                 seed=run.seed,
                 state=run.state,
-                env_steps=run.metrics.last("env_steps") if len(run.metrics) else 0.0,
+                env_steps=run.env_steps,
                 total_env_steps=run.total_env_steps,
                 best_return=best(returns),
                 last_return=run.metrics.last(RETURN),

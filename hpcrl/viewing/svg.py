@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +16,23 @@ _WIDTH, _HEIGHT = 380, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 20, 10, 40
 _MOST_POINTS = 300
 _MOST_BINS = 30
+#: Of fewer different numbers, each has a bar of its own, of at most so much of the page.
+_MOST_BARS = 15
+_WIDEST_BAR = 24.0
 #: Colours that the style has, as the classes c0, c1 and so on.
 COLOURS = 7
+#: What is drawn of neighbours that are too many to draw each.
+Merging = Literal["mean", "min", "max"]
+_MERGE: dict[Merging, np.ufunc] = {"mean": np.add, "min": np.minimum, "max": np.maximum}
 
 
 class Line(NamedTuple):
-    """One curve: its name, and both coordinates [n], NaN where there is none."""
+    """One curve: its name, both coordinates [n], NaN where there is none, and how neighbours become one point."""
 
     name: str
     x: NDArray[np.float64]
     y: NDArray[np.float64]
+    merging: Merging = "mean"
 
 
 class _Scale(NamedTuple):
@@ -42,7 +49,7 @@ class _Scale(NamedTuple):
 
 def line_chart(title: str, lines: Sequence[Line], x_label: str) -> str:
     """Curves over one axis, with a legend where there are several; nothing where no curve has a point."""
-    known = [_without_nan(line) for line in lines]
+    known = [_points(line) for line in lines]
     drawn = [(number, line) for number, line in enumerate(known) if len(line.x)]
     if not drawn:
         return ""
@@ -54,17 +61,27 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str) -> str:
 
 
 def histogram(title: str, values: NDArray[np.float64], x_label: str) -> str:
-    """How often numbers [n] are in equal parts of their range; nothing where there is none."""
+    """How often numbers [n] are in equal parts of their range, or of few each; nothing where there is none."""
     known = values[np.isfinite(values)]
     if not len(known):
         return ""
     x = _scale(known, _LEFT, _WIDTH - _RIGHT)
-    counts, edges = np.histogram(known, min(_MOST_BINS, len(np.unique(known))), (x.low, x.high))
+    different, counts = np.unique(known, return_counts=True)
+    if len(different) <= _MOST_BARS:
+        margin = (x.high - x.low) / 20
+        x = x._replace(low=x.low - margin, high=x.high + margin)
+        places = np.array([x.place(value) for value in different.tolist()])
+        width = max(2.0, min([_WIDEST_BAR, *(np.diff(places) - 1).tolist()]))
+        begins, ends = places - width / 2, places + width / 2
+    else:
+        counts, edges = np.histogram(known, min(_MOST_BINS, len(different)), (x.low, x.high))
+        places = np.array([x.place(edge) for edge in edges.tolist()])
+        begins, ends = places[:-1], np.maximum(places[1:] - 1, places[:-1] + 0.5)
     y = _Scale(0.0, float(counts.max()), _HEIGHT - _BOTTOM, _TOP)
     bars = [
-        f'<rect class="bar" x="{x.place(begin):.1f}" y="{y.place(count):.1f}" '
-        f'width="{max(0.5, x.place(end) - x.place(begin) - 1):.1f}" height="{y.begin - y.place(count):.1f}"/>'
-        for begin, end, count in zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True)
+        f'<rect class="bar" x="{begin:.1f}" y="{y.place(count):.1f}" '
+        f'width="{end - begin:.1f}" height="{y.begin - y.place(count):.1f}"/>'
+        for begin, end, count in zip(begins.tolist(), ends.tolist(), counts.tolist(), strict=True)
     ]
     return _figure(title, _axes(x, y, x_label) + "".join(bars), "")
 
@@ -78,15 +95,16 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _without_nan(line: Line) -> Line:
-    """The points of a curve, of many the means of neighbours."""
+def _points(line: Line) -> Line:
+    """The points of a curve without NaN, as many neighbours merged into one as leave few enough."""
     known = np.isfinite(line.x) & np.isfinite(line.y)
     x, y = line.x[known], line.y[known]
     if len(x) > _MOST_POINTS:
-        x, y = (
-            np.array([part.mean() for part in np.array_split(values, _MOST_POINTS)], np.float64) for values in (x, y)
-        )
-    return Line(line.name, x, y)
+        begins = np.arange(0, len(x), math.ceil(len(x) / _MOST_POINTS))
+        sizes = np.diff(begins, append=len(x))
+        x, merged = np.add.reduceat(x, begins) / sizes, _MERGE[line.merging].reduceat(y, begins)
+        y = merged / sizes if line.merging == "mean" else merged
+    return line._replace(x=x, y=y)
 
 
 def _scale(values: NDArray[np.float64], begin: float, end: float) -> _Scale:

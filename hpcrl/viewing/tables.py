@@ -22,8 +22,9 @@ class Table:
     Attributes:
         columns: finite float64 [rows] by name; NaN for an empty cell.
         header: names of all columns, also of those that were not wanted.
-        word: what is wrong with the file in one word: missing, empty or damaged; else nothing.
+        word: what is wrong with the file in one word: missing, empty (of 0 bytes) or damaged; else nothing.
         left_out: damaged lines.
+        is_torn: whether the last line has no end.
         is_whole: whether rows older than these were not read.
     """
 
@@ -31,6 +32,7 @@ class Table:
     header: Sequence[str] = ()
     word: str = ""
     left_out: int = 0
+    is_torn: bool = False
     is_whole: bool = True
 
     def __len__(self) -> int:
@@ -85,7 +87,8 @@ def read_table(path: Path, key: str, wanted: Collection[str] = (), newest_bytes:
     numbers = np.array(rows, np.float64).reshape(len(rows), len(places))
     numbers[~(np.abs(numbers) < _NO_NUMBER)] = math.nan
     columns = {names[place]: numbers[:, number] for number, place in enumerate(places)}
-    return Table(columns, names, "damaged" if left_out else "" if rows else "empty", left_out, not skips)
+    is_torn = bool(body) and not body.endswith(b"\n")
+    return Table(columns, names, "damaged" if left_out else "", left_out, is_torn, not skips)
 
 
 def _cells(text: bytes) -> list[list[str]]:

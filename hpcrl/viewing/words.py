@@ -45,6 +45,19 @@ def short(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
+def size(count: float) -> str:
+    """Bytes in their largest unit; "-" for what is not known."""
+    for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= one:
+            return f"{count / one:,.1f} {unit}"
+    return f"{count:.0f} B" if math.isfinite(count) else "-"
+
+
+def plural(count: float, word: str) -> str:
+    """`1 episode`, `1,000 episodes`."""
+    return f"{count:,.0f} {word}{'' if count == 1 else 's'}"
+
+
 def as_number(value: object) -> float:
     """A finite number of JSON data; NaN for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
+import io
 import json
 import os
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from hpcrl.commands.main import main
 from hpcrl.errors import ConfigError
@@ -18,7 +21,7 @@ from hpcrl.metrics import COLUMNS
 from hpcrl.viewing.groups import group_runs
 from hpcrl.viewing.run import find_runs, load_run
 from hpcrl.viewing.tables import read_table
-from tests.viewed import make_run
+from tests.viewed import CONFIG, make_run
 
 _HOLDER = """
 import fcntl, sys
@@ -46,7 +49,7 @@ def table_of(tmp_path: Path, text: bytes, **options: int) -> tuple[list[float], 
         (b'x,y\n1,2\n"3,4\n5,6\n', [2, 6], "damaged", 1),  # a quote must not swallow what follows
         (b"x,y\n1,2\n\xff\x00,1\n5,6\n", [2, 6], "damaged", 1),
         (b"x,y\n1,1e300\n2,8\n", [np.nan, 8], "", 0),
-        (b"x,y\n", [], "empty", 0),
+        (b"x,y\n", [], "", 0),  # no row yet
         (b"", [], "empty", 0),
         (b"x,", [], "damaged", 0),
         (b"other,y\n1,2\n", [], "damaged", 0),
@@ -127,6 +130,8 @@ _OLD = b'{"config": {"algorithm": "a2c", "env": "CartPole-v1", "seed": 1}}'
         ("config.json", b'{"config": {"algorithm": "dqn"}}', "config.json: unknown"),
         ("metrics.csv", None, "metrics.csv: missing"),
         ("metrics.csv", b"", "metrics.csv: empty"),
+        ("metrics.csv", f"{','.join(COLUMNS)}\n1,500".encode(), "metrics.csv: half-written"),
+        ("config.json", None, "config.json: missing"),
         ("metrics.csv", b"\x89HDF\r\n\x1a\n", "metrics.csv: damaged"),
         ("metrics.csv", b"iteration,env_steps\n1,500\n", "metrics.csv: older"),
         ("checkpoints/manifest.json", b"{", "manifest.json: damaged"),
@@ -145,6 +150,71 @@ def test_what_is_wrong_is_said_in_a_word_by_every_command(
     assert note in (tmp_path / "page.html").read_text()
     assert main(["runs", str(tmp_path / "runs")]) == 0
     assert note.rpartition(": ")[2] in capsys.readouterr().out
+
+
+def test_half_a_line_of_a_run_that_goes_on_is_no_damage(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", outcome="running", jobs=("7",))
+    with (path / "metrics.csv").open("a") as file:
+        file.write("21,105")
+    assert not load_run(path).notes
+    (path / "outcome").write_text("stopped\n")
+    assert load_run(path).notes == ("metrics.csv: half-written",)
+
+
+def test_a_run_is_as_far_as_its_newest_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [make_run(tmp_path / f"run{reports}", reports=reports) for reports in (0, 4, 9)]
+    for path in paths:
+        manifest = path / "checkpoints" / "manifest.json"
+        facts = json.loads(manifest.read_text())
+        facts["checkpoints"][-1]["env_steps"] = 3000
+        manifest.write_text(json.dumps(facts))
+    assert not any(load_run(path).notes for path in paths)
+    for path, steps in zip(paths, ("3,000", "3,000", "4,500"), strict=True):
+        assert main(["watch", str(path), "--once"]) == 0
+        assert f"{steps} of 10,000" in capsys.readouterr().out
+        assert main(["report", str(path), "-o", str(tmp_path / "page.html")]) == 0
+        assert f"{steps} of 10,000" in (tmp_path / "page.html").read_text()
+    capsys.readouterr()
+    assert main(["runs", str(tmp_path), "--json"]) == 0
+    assert sorted(run["env_steps"] for run in json.loads(capsys.readouterr().out)) == [3000, 3000, 4500]
+
+
+@pytest.mark.parametrize("name", ["episodes.csv", "checkpoints/manifest.json"])
+def test_whatever_a_run_writes_tells_when_it_wrote(tmp_path: Path, name: str) -> None:
+    path = make_run(tmp_path / "run")
+    os.utime(path / name, (3e9, 3e9))
+    assert load_run(path).written == 3e9
+
+
+def test_a_checkpoint_of_another_size_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_run(tmp_path / "run")
+    checkpoint = path / "checkpoints" / "step_000000010000.h5"
+    for content, is_damaged in ((b"weights", False), (b"weight", True)):
+        checkpoint.write_bytes(content)
+        assert main(["watch", str(path), "--once"]) == 0
+        assert ("damaged (6 of 7 bytes)" in capsys.readouterr().out) == is_damaged
+        assert main(["report", str(path), "-o", str(tmp_path / "page.html")]) == 0
+        assert ("damaged, of other sizes than listed: step_000000010000." in (tmp_path / "page.html").read_text()) == (
+            is_damaged
+        )
+
+
+def test_a_table_of_runs_has_room_in_80_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(CONFIG, env="HalfCheetah-v5")
+    paths = [make_run(tmp_path / "runs" / f"a-name-that-is-far-too-long-{seed}", config, scale=1e3) for seed in (1, 2)]
+    with (paths[0] / "metrics.csv").open("a") as file:
+        file.write("21,10500,half")
+    for width, has_algorithm in ((80, False), (120, True)):
+        terminal = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=width)
+        monkeypatch.setattr("hpcrl.commands.runs.Console", lambda terminal=terminal: terminal)
+        assert main(["runs", str(tmp_path)]) == 0
+        assert isinstance(terminal.file, io.StringIO)
+        lines = terminal.file.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        assert ("algorithm" in lines[0]) == has_algorithm and lines[0].rstrip().endswith("age")
+        assert sum("HalfCheetah-v5" in line and "20,000.0" in line for line in lines) == 2
 
 
 _STRANGE = [None, 7, -1, "x", [], [None], {}, {"a": None}, 1e999, True]

@@ -96,6 +96,37 @@ def test_a_run_without_a_hundred_episodes_shows_its_reports(tmp_path: Path) -> N
     assert [ys.tolist() for _, ys in group.curves("time")] == [[2, 3]]
 
 
+def test_the_axis_is_named_by_what_is_drawn(tmp_path: Path) -> None:
+    many = make_run(tmp_path / "many")
+    few = make_run(tmp_path / "few", dataclasses.replace(CONFIG, learning_rate=0.01), reports=2)
+    last, each = "return of the last 100 episodes", "return of the episodes of each report"
+    for paths, names in (([few], [each]), ([many], [last]), ([few, many], [last, each])):
+        draw(groups_of(paths), [], ["time"], tmp_path / "x.svg")
+        found = [name for name in (last, each) if f"<!-- {name} -->" in (tmp_path / "x.svg").read_text()]
+        assert found == names
+
+
+def test_a_run_without_its_configuration_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (make_run(tmp_path / "run") / "config.json").unlink()
+    assert main(["plot", str(tmp_path / "run"), "--x", "time", "-o", str(tmp_path / "x.svg")]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["?: ?, seed ?", "run: config.json: missing"]
+
+
+def test_where_a_picture_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run")
+    (tmp_path / "link").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    assert main(["plot", str(run), "link", "./run", "-o", "name"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["CartPole-v1: a2c, seed 3", "picture: name.png"]
+    assert (tmp_path / "name.png").exists()
+    assert main(["plot", str(run), "-o", str(tmp_path)]) == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert main(["plot", str(run), "-o", "none/x.png"]) == 2
+    assert capsys.readouterr().err == "hpcrl: none/x.png can't be written: No such file or directory\n"
+
+
 def test_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dollars = dataclasses.replace(CONFIG, env=r"$\frac{<&Pong-v5")
     paths = [*seeds(tmp_path / "a", 3), make_run(tmp_path / "b", dollars), make_run(tmp_path / "c", reports=0)]
@@ -107,7 +138,7 @@ def test_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "CartPole-v1: a2c: median of 3 seeds, band: least to most",
         r"$\frac{<&Pong-v5: a2c, seed 3",
         "c: no returns yet",
-        "s.jsonl: damaged (1 lines left out)",
+        "s.jsonl: damaged (1 line left out)",
         f"picture: {out}",
     ]
     drawn = out.read_text()

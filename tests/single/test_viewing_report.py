@@ -14,7 +14,7 @@ import pytest
 from hpcrl.commands.main import main
 from hpcrl.viewing.report import report_page
 from hpcrl.viewing.run import load_run
-from hpcrl.viewing.svg import Line, histogram, line_chart, ticks
+from hpcrl.viewing.svg import Line, Merging, histogram, line_chart, ticks
 from tests.viewed import CONFIG, make_run
 
 _VOID = {"meta"}
@@ -84,10 +84,10 @@ def test_a_page_tells_all_of_a_run(tmp_path: Path) -> None:
         "updates between acting and learning",
         "episodes by return",
         "24 episodes.",
-        "step_000000010000 10,000 200 18.5 0.0 MB 1 min ago newest, best",
+        "step_000000010000 10,000 200 18.5 7 B 1 min ago newest, best",
         "4,000 7 0 1",
         "Batch jobs: 7.",
-        "environments per actor 4 to 4",
+        "environments per actor 4 nodes",
         "1: node0 (3 ranks)",
         "1 x some GPU",
         "Open MPI v5.0.11",
@@ -155,7 +155,8 @@ def test_a_run_that_died_at_once(tmp_path: Path) -> None:
     for name in ("episodes.csv", "checkpoints/manifest.json"):
         (path / name).unlink()
     text = page_of(path).text
-    assert "metrics.csv: empty" in text and "episodes.csv: missing" in text and "The run died" in text
+    assert "No report yet." in text and "metrics.csv" not in text
+    assert "episodes.csv: missing" in text and "The run died" in text
     assert "Checkpoints none yet" in text
 
 
@@ -181,6 +182,45 @@ def test_charts_stay_within_their_frame(values: list[float]) -> None:
         Page(drawn)
 
 
+@pytest.mark.parametrize(("merging", "peak"), [("mean", 1 / 5), ("max", 1.0), ("min", -1.0)])
+def test_neighbours_of_many_points_are_merged(merging: Merging, peak: float) -> None:
+    values = np.zeros(1201)
+    values[603] = 1 if merging != "min" else -1
+    chart = line_chart("a", [Line("b", np.arange(1201.0), values, merging)], "x")
+    assert len(re.findall(r"[0-9.]+,[0-9.]+", chart)) == 241
+    scale = max(abs(tick) for tick in numbers_of_ticks(chart))
+    assert scale == pytest.approx(abs(peak))
+
+
+def numbers_of_ticks(figure: str) -> list[float]:
+    """Those of the axis at the left."""
+    return [float(text) for text in re.findall(r'text-anchor="end">(-?[0-9.]+)<', figure)]
+
+
+def test_maxima_are_drawn_as_maxima(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", reports=603)
+    page = report_page(load_run(path), 0.0)
+    lag = page[page.index("updates between acting and learning</figcaption>") :].split("</figure>")[0]
+    most = re.search(r'polyline class="c2" points="([^"]+)"', lag)
+    # Of 603 reports with most lags of 1, 2, 0, 1, 2, 0, any three have 2 as their most.
+    assert most is not None and {pair.split(",")[1] for pair in most[1].split()} == {"10.0"}
+
+
+def test_few_different_numbers_have_a_bar_each() -> None:
+    (width,) = numbers_in(histogram("a", np.full(7, 1000.0), "x"), "width")[:1]
+    assert width <= 24
+    bars = re.findall(r'class="bar" x="([0-9.]+)" y="[0-9.]+" width="([0-9.]+)"', histogram("a", np.arange(3.0), "x"))
+    centres = [float(left) + float(size) / 2 for left, size in bars]
+    assert len(bars) == 3 and centres[1] - centres[0] == pytest.approx(centres[2] - centres[1], abs=0.2)
+
+
+def test_shares_of_all_columns_are_drawn_to_one_scale(tmp_path: Path) -> None:
+    page = report_page(load_run(make_run(tmp_path / "run")), 0.0)
+    # Half of the actors' time, a fifth of the learners'.
+    assert "calc(0.500 * var(--whole))" in page and "calc(0.200 * var(--whole))" in page
+    assert "--whole: 5rem" in page
+
+
 def test_charts_without_numbers_are_left_out() -> None:
     none = np.full(3, np.nan)
     assert line_chart("a", [Line("b", np.arange(3.0), none)], "x") == ""
@@ -195,4 +235,5 @@ def test_ticks_are_round() -> None:
 
 def test_a_page_that_can_not_be_written_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(make_run(tmp_path / "run")), "-o", str(tmp_path / "none" / "x.html")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == told.count("x.html") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from hpcrl.commands.main import main
-from hpcrl.viewing.actors import actor_steps, spread_of
+from hpcrl.viewing.actors import actor_steps, read_episodes, spread_of
 from hpcrl.viewing.groups import group_runs
 from hpcrl.viewing.measures import seconds_to_go, time_split
 from hpcrl.viewing.run import load_run
@@ -64,15 +65,45 @@ def test_a_requeued_run_tells_its_restarts(tmp_path: Path) -> None:
 
 
 def test_time_split_is_of_the_wall_time(tmp_path: Path) -> None:
-    metrics = load_run(make_run(tmp_path / "run")).metrics
+    run = load_run(make_run(tmp_path / "run"))
     expected = {
         "actor": {"acting": 0.5, "waiting": 0.25, "other": 0.25},
         "learner": {"learning": 0.2, "waiting": 0.6, "other": 0.2},
     }
     for newest in (None, 1, 5, 100):
-        split = time_split(metrics, newest)
+        split = time_split(run, newest)
         assert {role: pytest.approx(shares) for role, shares in split.items()} == expected
-    assert not time_split(load_run(make_run(tmp_path / "none", reports=0)).metrics)
+    assert not time_split(load_run(make_run(tmp_path / "none", reports=0)))
+
+
+def test_ranks_with_both_roles_have_one_time_split(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run")
+    facts = json.loads((path / "config.json").read_text())
+    facts["layout"] |= {"learners": [1, 2]}
+    (path / "config.json").write_text(json.dumps(facts))
+    (role, shares), *others = time_split(load_run(path)).items()
+    assert role == "actor and learner" and not others
+    # As both roles are of the same ranks, their waiting is one and the same.
+    assert shares == pytest.approx({"acting": 1 / 2.6, "learning": 0.4 / 2.6, "waiting": 1.2 / 2.6})
+
+
+def test_a_low_terminal_leaves_out_what_matters_least(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run")
+    (path / "metrics.csv").open("a").write("21,10500,half")
+    lines = shown(path).splitlines()
+    assert lines[2].split() == ["note", "metrics.csv:", "half-written"]
+    run, whole = load_run(path), len(lines)
+    for height, has_curves in ((whole, True), (whole - 3, False), (whole - 6, False), (15, False)):
+        low = screen(run, 80, _ASCII, 0.0, height)
+        assert len(low) == height
+        assert [line.split()[0] for line in low[-3:]] == ["ranks", "checkpoint", "restarts"]
+        assert ("@" in "\n".join(low)) == has_curves
+
+
+def test_before_the_first_report_nothing_is_told_of_reports(tmp_path: Path) -> None:
+    text = shown(make_run(tmp_path / "run", outcome="running", reports=0))
+    assert "no report yet, last wrote" in text and "0 reports" not in text and "best" not in text
+    assert "over the last 1 report, median" in shown(make_run(tmp_path / "one", reports=1))
 
 
 def test_only_a_run_that_goes_on_has_time_to_go(tmp_path: Path) -> None:
@@ -85,7 +116,7 @@ def test_a_thousand_ranks_are_summarised(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, num_envs=3996)
     path = make_run(tmp_path / "run", config, ranks=1000, slowest=702)
     run = load_run(path)
-    steps = actor_steps(run)
+    steps = actor_steps(run, read_episodes(run, (), 1 << 21))
     assert len(steps) == 999 and set(steps.values()) == {150.0, 300.0}
     spread = spread_of(steps, run)
     assert spread is not None
