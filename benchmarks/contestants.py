@@ -86,11 +86,15 @@ def phases(run: training.Run, layout: Layout) -> Measurement:
 
 
 def interpreters(paths: Sequence[str]) -> Sequence[str]:
-    """`paths`; ConfigError where one of them can't be run."""
+    """Where they lie, as scripts run in folders of their own; ConfigError where one of them can't be run."""
+    found = []
     for path in paths:
-        if shutil.which(path) is None:
+        program = shutil.which(path)
+        if program is None:
             raise ConfigError(f"--peers-python must name interpreters, got {path!r}")
-    return paths
+        # Not the file behind a link: a virtual environment is where its link is.
+        found.append(str(Path(program).absolute()))
+    return found
 
 
 class Peer(NamedTuple):

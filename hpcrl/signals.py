@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from pathlib import Path
 from types import FrameType
+
+#: Set by the process that starts ranks: the file in which it says what asked it to stop, before it sends SIGUSR1.
+ASKED_VARIABLE = "HPCRL_ASKED"
+#: Exit status of a command that was stopped before its end.
+INTERRUPTED = 130
+
+
+def name_of(number: int) -> str:
+    """What a person calls a signal: Ctrl-C, else its name."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def _what_asked(number: int) -> str:
+    """What a signal stands for: SIGUSR1 of the process that started this rank, for what that process got."""
+    if number != signal.SIGUSR1 or ASKED_VARIABLE not in os.environ:
+        return name_of(number)
+    try:
+        return Path(os.environ[ASKED_VARIABLE]).read_text() or name_of(number)
+    except OSError:  # not sent by that process
+        return name_of(number)
 
 
 class Requests:
@@ -38,7 +60,7 @@ class Requests:
         return asked
 
     def _ask_to_stop(self, number: int, _frame: FrameType | None) -> None:
-        self.stop = signal.Signals(number).name
+        self.stop = _what_asked(number)
         if number in (signal.SIGINT, signal.SIGTERM):
             for fatal in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(fatal, signal.SIG_DFL)

@@ -10,7 +10,7 @@ from pathlib import Path
 from hpcrl.benching.arithmetic import Need, need_of
 from hpcrl.benching.bound import Clocks, clocks_of
 from hpcrl.benching.children import CommandFailed
-from hpcrl.benching.layouts import Layout, Run, layouts_for, measure
+from hpcrl.benching.layouts import Layout, Run, measure
 from hpcrl.benching.machine import Limits, limits
 from hpcrl.benching.processes import on_every_core
 from hpcrl.benching.stepping import random_rate
@@ -109,21 +109,22 @@ def ceiling_of(config: ActorCriticConfig, cores: int, seconds: float) -> Ceiling
 
 
 def rounds(
+    found: Sequence[OnLayout],
     config: ActorCriticConfig,
     options: Sequence[str],
     ceiling: Ceiling,
     seconds: float,
     repeats: int,
     say: Callable[[str], None],
-) -> list[OnLayout]:
+) -> None:
     """Every layout in turn, `repeats` times; one that failed is not tried again.
 
     Args:
+        found: gets the runs as they end.
         options: of `hpcrl train`.
         seconds: that a run is measured for.
         say: gets a line before every run.
     """
-    found = [OnLayout(layout) for layout in layouts_for(ceiling.cores)]
     for repeat in range(1, repeats + 1):
         for on in found:
             if on.trouble:
@@ -135,7 +136,14 @@ def rounds(
                 on.runs.append(measure(config.algorithm, options, on.layout, iteration, repeat, seconds))
             except CommandFailed as failure:
                 on.trouble = _in_one_line(str(failure))
-    return found
+
+
+def drop_unfinished_round(found: Sequence[OnLayout]) -> int:
+    """Leave the runs of rounds that all layouts took part in, but for those that failed; how many rounds these are."""
+    complete = min((len(on.runs) for on in found if not on.trouble), default=0)
+    for on in found:
+        del on.runs[complete:]
+    return complete
 
 
 def _in_one_line(trouble: str) -> str:

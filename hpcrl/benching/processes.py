@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,13 @@ def on_every_core(work: Callable[..., Any], arguments: Sequence[Any], processes:
     """What `work(*arguments)` returns in each of the processes, which begin together."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
-    with context.Pool(processes, _remember, (barrier,)) as pool:
+    # A terminal's Ctrl-C reaches them too, and is for this process alone, which ends them.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        pool = context.Pool(processes, _remember, (barrier,))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with pool:
         return pool.starmap(_work, [(work, arguments)] * processes, chunksize=1)
 
 

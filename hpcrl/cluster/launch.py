@@ -11,12 +11,13 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
 from hpcrl.errors import ConfigError
+from hpcrl.signals import ASKED_VARIABLE, name_of
 
 #: Variables by which a launcher tells a process how many ranks there are.
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -24,6 +25,8 @@ _RESEND_S = 1.0
 _PR_SET_PDEATHSIG = 1
 _ONE_MACHINE = {"OMPI_MCA_btl": "^ofi"}
 SESSION_FOLDER = "PRTE_MCA_prte_tmpdir_base"
+#: Set by the process that starts ranks: the folder in which they leave the status that they end with in good order.
+_STATUS_VARIABLE = "HPCRL_STATUS"
 
 
 class Promise(NamedTuple):
@@ -86,7 +89,7 @@ def _find_launcher() -> str:
 
 
 def start_ranks(ranks: int, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run `hpcrl ARGUMENTS` on `ranks` ranks and wait; the launcher's exit status.
+    """Run `hpcrl ARGUMENTS` on `ranks` ranks and wait; their exit status, or the launcher's where it has a complaint.
 
     The launcher runs in a process group of its own. The first SIGINT, SIGTERM or SIGUSR1 becomes SIGUSR1 to it, which
     the ranks answer by saving and leaving; a second SIGINT or SIGTERM ends it at once.
@@ -94,22 +97,42 @@ def start_ranks(ranks: int, arguments: Sequence[str], environment: Mapping[str, 
     # Ignored until the rank has installed its handlers: a signal in its first moments must not end it.
     shield = ["sh", "-c", 'trap "" USR1 USR2; exec "$0" "$@"']
     command = launcher_command(ranks, [*shield, sys.executable, "-m", "hpcrl", *arguments])
-    with _session_folder(environment) as settings:
-        return _Ranks(command, rank_environment(environment) | settings).wait()
+    with _folders(environment) as (told, settings):
+        return _Ranks(command, rank_environment(environment) | settings).wait() or _status_in(told)
 
 
 @contextmanager
-def _session_folder(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """A folder of its own for Open MPI's launcher while it runs, unless the user names one; as settings.
+def _folders(environment: Mapping[str, str]) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A folder in which this process and its ranks tell each other things while the ranks run, and settings.
 
-    Launchers of one user share a folder that each removes when it ends. One that starts in that moment fails, with
-    "The PMIx server's listener thread failed to start".
+    Beside it lies a folder for Open MPI's launcher alone, unless the user names one. Launchers of one user share a
+    folder that each removes when it ends. One that starts in that moment fails, with "The PMIx server's listener
+    thread failed to start".
     """
-    if SESSION_FOLDER in environment:
-        yield {}
-        return
     with tempfile.TemporaryDirectory(prefix="hpcrl-", ignore_cleanup_errors=True) as folder:
-        yield {SESSION_FOLDER: folder}
+        told, session = Path(folder, "told"), Path(folder, "session")
+        told.mkdir()
+        session.mkdir()
+        settings = {_STATUS_VARIABLE: str(told), ASKED_VARIABLE: str(told / "asked")}
+        yield told, settings if SESSION_FOLDER in environment else settings | {SESSION_FOLDER: str(session)}
+
+
+def leave_in_order(status: int, environment: Mapping[str, str]) -> int:
+    """What a rank exits with whose end all ranks share: 0 where it could tell `status` to who started it. Local.
+
+    A launcher adds a page of its own to every other status, after what hpcrl has said. It still does for a rank that
+    breaks, as that one doesn't come here.
+    """
+    if status and _STATUS_VARIABLE in environment:
+        with suppress(OSError):
+            Path(environment[_STATUS_VARIABLE], f"status-{os.getpid()}").write_text(str(status))
+            return 0
+    return status
+
+
+def _status_in(told: Path) -> int:
+    """The status that ranks left there; 0 where none did."""
+    return max((int(path.read_text() or 1) for path in told.glob("status-*")), default=0)
 
 
 def one_machine_settings(environment: Mapping[str, str]) -> dict[str, str]:
@@ -138,6 +161,7 @@ class _Ranks:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._stop_asked = False
+        self._asked_file = Path(environment[ASKED_VARIABLE])
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._handle)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -160,6 +184,9 @@ class _Ranks:
         elif self._stop_asked and number in (signal.SIGINT, signal.SIGTERM):
             os.killpg(self._process.pid, signal.SIGTERM)
         else:
+            if not self._stop_asked:
+                with suppress(OSError):
+                    self._asked_file.write_text(name_of(number))
             self._stop_asked = True
             self._process.send_signal(signal.SIGUSR1)
 

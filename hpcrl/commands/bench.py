@@ -14,12 +14,15 @@ from rich.console import Console
 from rich.table import Table
 
 from hpcrl.benching.bound import bound_by, describe, is_disturbed, percent
-from hpcrl.benching.examination import Ceiling, OnLayout, ceiling_of, rounds, write_lines
+from hpcrl.benching.examination import Ceiling, OnLayout, ceiling_of, drop_unfinished_round, rounds, write_lines
+from hpcrl.benching.layouts import layouts_for
 from hpcrl.cluster.affinity import usable_cpus
 from hpcrl.cluster.launch import inside_mpi
 from hpcrl.commands.options import parse, take_value, without_file
 from hpcrl.config import CONFIGS, ActorCriticConfig, BCConfig
+from hpcrl.doctor.finding import plural
 from hpcrl.errors import ConfigError
+from hpcrl.signals import INTERRUPTED
 
 _HELP = """usage: hpcrl bench [ALGORITHM] [--seconds S] [--repeats N] [--json FILE] [options of hpcrl train]
 
@@ -70,11 +73,19 @@ def bench(arguments: Sequence[str]) -> int:
     cores = min(len(usable_cpus()), config.num_envs)
     console.print(f"hpcrl bench: {algorithm} on {config.env}, {config.num_envs} environments, {cores} cores")
     ceiling = ceiling_of(config, cores, seconds)
-    found = rounds(config, rest, ceiling, seconds, repeats, console.print)
+    found = [OnLayout(layout) for layout in layouts_for(ceiling.cores)]
+    status = 0
+    try:
+        rounds(found, config, rest, ceiling, seconds, repeats, console.print)
+    except KeyboardInterrupt:
+        complete, status = drop_unfinished_round(found), INTERRUPTED
+        console.print(f"interrupted after {complete} of {plural(repeats, 'round')}")
+        if not complete:
+            return status
     if file is not None:
         write_lines(Path(file), found, ceiling)
     _show(console, found, ceiling)
-    return int(any(on.trouble for on in found))
+    return status or int(any(on.trouble for on in found))
 
 
 def _seconds(text: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,13 +16,15 @@ import torch
 import tyro
 
 from hpcrl.cluster.launch import inside_mpi, start_ranks
+from hpcrl.commands.counting import Progress
 from hpcrl.commands.filming import Film
+from hpcrl.doctor.finding import plural
 from hpcrl.envs.world import World, evaluation_worlds
 from hpcrl.errors import ConfigError
 from hpcrl.provenance import package_versions
 from hpcrl.roles.evaluation import Played, interval_of_mean, joined, play
 from hpcrl.roles.loading import Loaded, checkpoint_config, load
-from hpcrl.signals import Requests
+from hpcrl.signals import INTERRUPTED, Requests
 from hpcrl.storage.checkpoints import Checkpoint, find_checkpoint
 from hpcrl.storage.durable import write_json_durably
 from hpcrl.storage.video import SUFFIXES
@@ -59,11 +62,11 @@ def evaluate(arguments: Sequence[str]) -> int:
     """Play and print; the exit status."""
     options = tyro.cli(EvalOptions, prog="hpcrl eval", args=list(arguments), config=(tyro.conf.FlagCreatePairsOff,))
     _require_sense(options)
-    if options.ranks == 1:
-        return _play_alone(options)
-    if not inside_mpi(os.environ):
+    if options.ranks > 1 and not inside_mpi(os.environ):
         return start_ranks(options.ranks, ["eval", *arguments], os.environ)
-    return _play_as_rank(options)
+    requests = Requests()
+    requests.install()
+    return _play_alone(options, requests) if options.ranks == 1 else _play_as_rank(options, requests)
 
 
 def _require_sense(options: EvalOptions) -> None:
@@ -82,19 +85,35 @@ def _require_sense(options: EvalOptions) -> None:
         raise ConfigError(f"--json: there is no folder {options.json.parent}")
 
 
-def _play_alone(options: EvalOptions) -> int:
-    evaluation = _Evaluation(options)
-    checkpoint = evaluation.open()
-    loaded = load(checkpoint)
-    evaluation.finish(loaded, [evaluation.play(loaded, 0, 1)])
-    return 0
-
-
 class _Stopped(Exception):
-    """A signal asked this rank to leave."""
+    """A signal asked this process to leave."""
 
 
-def _play_as_rank(options: EvalOptions) -> int:
+def _ticking(requests: Requests) -> Callable[[], None]:
+    """What raises _Stopped once a signal came."""
+
+    def tick() -> None:
+        if requests.stop is not None:
+            raise _Stopped
+
+    return tick
+
+
+def _play_alone(options: EvalOptions, requests: Requests) -> int:
+    evaluation, tick = _Evaluation(options), _ticking(requests)
+    loaded = load(evaluation.open())
+    progress = Progress(options.episodes * len(loaded.worlds), sys.stderr)
+    try:
+        with progress:
+            played = evaluation.play(loaded, 0, 1, tick, progress.add)
+        evaluation.finish(loaded, [played], tick)
+        return 0
+    except _Stopped:
+        print(f"stopped by {requests.stop}", flush=True)
+        return INTERRUPTED
+
+
+def _play_as_rank(options: EvalOptions, requests: Requests) -> int:
     """One rank of several: rank 0 finds the checkpoint, prints and films. Collective over the world."""
     from hpcrl.activity import Activity
     from hpcrl.cluster.collectives import gather, on_root
@@ -102,13 +121,9 @@ def _play_as_rank(options: EvalOptions) -> int:
     from hpcrl.cluster.mpi import check_world, world
     from hpcrl.cluster.waiting import Waiter
 
-    comm, requests = world(), Requests()
+    comm, tick = world(), _ticking(requests)
+    # MPI may have put handlers of its own over ours.
     requests.install()
-
-    def tick() -> None:
-        if requests.stop is not None:
-            raise _Stopped
-
     with ending_the_job(comm):
         check_world(comm, options.ranks, os.environ)
         waiter, evaluation = Waiter(Activity()), _Evaluation(options)
@@ -128,7 +143,7 @@ def _play_as_rank(options: EvalOptions) -> int:
             except _Stopped:
                 pass
             print(f"stopped by {requests.stop or 'a signal to another rank'}", flush=True)
-            return 130
+            return INTERRUPTED
 
         status = on_root(comm, finish, waiter)
         requests.ignore()
@@ -153,21 +168,35 @@ class _Evaluation:
         return replace(checkpoint, arrays=weights)
 
     def play(
-        self, loaded: Loaded, place: int, count: int, tick: Callable[[], None] = lambda: None
+        self,
+        loaded: Loaded,
+        place: int,
+        count: int,
+        tick: Callable[[], None],
+        done: Callable[[int], None] = lambda episodes: None,
     ) -> list[list[Played]]:
-        """The share of the one at `place` among `count`: of each task every `count`-th block of episodes. Local."""
+        """The share of the one at `place` among `count`: of each task every `count`-th block of episodes. Local.
+
+        Args:
+            loaded: who plays.
+            place: of this process.
+            count: of all processes.
+            tick: called at every step.
+            done: gets the number of episodes after each block.
+        """
         options = self._options
         blocks = [range(first, min(first + _BLOCK, options.episodes)) for first in range(0, options.episodes, _BLOCK)]
         how = (options.seed, options.deterministic, tick)
-        with _one_thread():
-            return [
-                [play(loaded.policy, world, loaded.task, block, *how) for block in blocks[place::count]]
-                for world in loaded.worlds
-            ]
 
-    def finish(
-        self, loaded: Loaded, parts: Sequence[Sequence[Sequence[Played]]], tick: Callable[[], None] = lambda: None
-    ) -> None:
+        def play_block(world: World, block: range) -> Played:
+            played = play(loaded.policy, world, loaded.task, block, *how)
+            done(len(block))
+            return played
+
+        with _one_thread():
+            return [[play_block(world, block) for block in blocks[place::count]] for world in loaded.worlds]
+
+    def finish(self, loaded: Loaded, parts: Sequence[Sequence[Sequence[Played]]], tick: Callable[[], None]) -> None:
         """Print and write what came of the shares of all, and shoot the films. Local, on rank 0."""
         tasks = [joined(list(_in_turn(shares))) for shares in zip(*parts, strict=True)]
         print(f"{loaded.path} ({loaded.config.algorithm} on {loaded.config.env}, {loaded.env_steps:,} env steps)")
@@ -182,10 +211,12 @@ class _Evaluation:
 
     def _shoot(self, film: Film, loaded: Loaded, tick: Callable[[], None]) -> None:
         options = self._options
+        print(f"filming {plural(options.video_episodes, 'episode')} to {film.path} ...", flush=True)
         with _one_thread():
             returns = film.shoot(loaded, options.video_episodes, options.seed, options.deterministic, tick)
         said = ", ".join(f"{one:.2f}" for one in returns)
-        print(f"{film.path}: {len(returns)} episodes, {film.frames:,} frames at {film.fps:g} a second, returns {said}")
+        shown = f"{plural(len(returns), 'episode')}, {film.frames:,} frames at {film.fps:g} a second"
+        print(f"{film.path}: {shown}, returns {said}")
 
 
 def _path_for(path: Path, world: World) -> Path:
@@ -216,7 +247,7 @@ def _describe(played: Played) -> str:
     interval = interval_of_mean(returns)
     between = "" if interval is None else "mean {:.2f} to {:.2f} with 95 % confidence, ".format(*interval)
     return (
-        f"{len(returns)} episodes: return {returns.mean():.2f} +- {returns.std():.2f} "
+        f"{plural(len(returns), 'episode')}: return {returns.mean():.2f} +- {returns.std():.2f} "
         f"({between}min {returns.min():.2f}, median {np.median(returns):.2f}, max {returns.max():.2f}), "
         f"length {played.lengths.mean():.1f}"
     )
@@ -260,4 +291,4 @@ def _write(path: Path, data: dict[str, Any]) -> None:
     try:
         write_json_durably(path, data)
     except OSError as error:
-        raise ConfigError(f"--json {path} can't be written: {error}") from error
+        raise ConfigError(f"--json {path} can't be written: {error.strerror or error}") from error

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
 from hpcrl.errors import ConfigError, HpcrlError
-from hpcrl.signals import Requests
+from hpcrl.signals import INTERRUPTED, Requests
 
 _USAGE = """usage: hpcrl COMMAND ...
 
@@ -40,6 +41,10 @@ examples:
   hpcrl eval runs/a2c-CartPole-v1-seed1-20260101-120000
 """
 
+_ONLY_PRINT = {"-h", "--help", "--print-config"}
+_PACKAGE = Path(__file__).parents[1]
+_as_python_formats = warnings.formatwarning
+
 #: The function of each, in the module of its name.
 COMMANDS = {
     "train": "train",
@@ -61,7 +66,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; its exit status: 0, 1 for a run that failed, 2 for input that can't be run.
+    """Run a command line; its exit status: 0, 1 for a run that failed, 2 for input that can't be run, 130 interrupted.
 
     Args:
         arguments: in place of those that this process was started with, which it would leave with the status of.
@@ -74,22 +79,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["train"]:
         # Before anything heavy is imported: a signal in the first second must not be lost.
         requests.install()
+    warnings.formatwarning = _format_warning
+    is_in_order = True
     try:
-        status = _dispatch(arguments, requests)
+        try:
+            status = _dispatch(arguments, requests)
+        finally:
+            print(end="", flush=True)
     except HpcrlError as error:
         if _is_first_rank():
             print(f"hpcrl: {error}", file=sys.stderr, flush=True)
-        status = error.exit_status
+        status, is_in_order = error.exit_status, error.on_all_ranks
     except BrokenPipeError:
-        if arguments[:1] == ["train"]:
+        if arguments[:1] == ["train"] and not _ONLY_PRINT & set(arguments):
             raise
         # Whoever read the output has enough, as under `| head`; what is left of it goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except KeyboardInterrupt:
+        if _is_first_rank():
+            print("hpcrl: interrupted", file=sys.stderr, flush=True)
+        status, is_in_order = INTERRUPTED, False
     if status and leaving:
         # All ranks leave with it, and a launcher ends those that are still at it, whose status it would take instead.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if is_in_order:
+            from hpcrl.cluster.launch import leave_in_order
+
+            status = leave_in_order(status, os.environ)
     return status
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Of a warning that is meant for the user one line, without the place in the source."""
+    if category is RuntimeWarning and Path(filename).is_relative_to(_PACKAGE):
+        return f"hpcrl: warning: {' '.join(str(message).split())}\n"
+    return _as_python_formats(message, category, filename, lineno, line)
 
 
 def _dispatch(arguments: list[str], requests: Requests) -> int:

@@ -12,6 +12,7 @@ from hpcrl.commands.layout_summary import layout_lines
 from hpcrl.config import CONFIGS, TrainConfig
 from hpcrl.errors import ConfigError, HpcrlError
 from hpcrl.signals import Requests
+from hpcrl.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from hpcrl.cluster.mpi import Comm
@@ -30,6 +31,9 @@ def train(arguments: Sequence[str], requests: Requests) -> int:
     if not inside_mpi(os.environ):
         config = _parse(algorithm, options)
         if config.ranks is not None and config.ranks > 1:
+            if config.run_dir is not None:
+                # Ranks would say it too, seconds later.
+                RunDirectory(config.run_dir).refuse_what_open_would(config.resume)
             environment = {**os.environ, **terminal_environment()}
             return start_ranks(config.ranks, ["train", *arguments], environment)
         return _run_alone(config, requests)

@@ -94,7 +94,9 @@ def _find(env_id: str) -> EnvSpec | None:
     try:
         return None if find_maker(env_id) is not None else find_spec(env_id)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"--env {env_id!r} can't be imported: {error}") from None
+        where = " (modules are looked for in the current folder and on PYTHONPATH)"
+        hint = where if isinstance(error, ModuleNotFoundError) else ""
+        raise ConfigError(f"--env {env_id!r} can't be imported: {error}{hint}") from None
 
 
 def _make_native(spec: EnvSpec, num_envs: int, mask_size: int) -> Any:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
@@ -24,6 +25,10 @@ _FRAMES = "rgb_array"
 #: What MuJoCo draws with where there is no screen, in the order of trial.
 _OFF_SCREEN = ("egl", "osmesa")
 _DEFAULT_FPS = 30.0
+#: Of MuJoCo's environments that leave where they began, the camera that goes with them.
+_FOLLOWING = "track"
+#: What an environment of MuJoCo is made with where somebody chose what is seen of it.
+_CHOICES = ("camera_id", "camera_name", "default_camera_config")
 
 
 def make_filmed(world: World) -> gym.Env:
@@ -44,9 +49,12 @@ def make_filmed(world: World) -> gym.Env:
         with warnings.catch_warnings():
             # Gymnasium warns of modes that an environment doesn't name; here the frames tell.
             warnings.filterwarnings("ignore", ".*render_mode", UserWarning)
+            # GLFW's own words of a screen that isn't there, which MuJoCo says in an error.
+            warnings.filterwarnings("ignore", r"\(\d+\) ", UserWarning)
             env = make(Recipe(world.env_id, {"render_mode": _FRAMES}))
-        env.reset(seed=0)
-        frame = env.render()
+            _follow(env)
+            env.reset(seed=0)
+            frame = env.render()
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"--video: {world.env_id} gives no frames under render_mode {_FRAMES!r}: {reason}") from error
@@ -54,8 +62,26 @@ def make_filmed(world: World) -> gym.Env:
     return env
 
 
+def _follow(env: gym.Env) -> None:
+    """Show an environment of MuJoCo by its camera that follows, where it has one and nobody chose another.
+
+    Left to itself Gymnasium 1.4 draws by a camera that stays where it is.
+    """
+    inside: Any = env.unwrapped
+    renderer, model = getattr(inside, "mujoco_renderer", None), getattr(inside, "model", None)
+    said = {} if inside.spec is None else inside.spec.kwargs
+    if renderer is None or model is None or any(getattr(inside, name, said.get(name)) is not None for name in _CHOICES):
+        return
+    with suppress(KeyError):
+        renderer.camera_id = model.camera(_FOLLOWING).id
+
+
 def frame_of(env: gym.Env) -> NDArray[np.uint8]:
     """What an environment shows now: uint8 [height, width, 3]; ConfigError where that is something else."""
+    viewer = getattr(getattr(env.unwrapped, "mujoco_renderer", None), "viewer", None)
+    if viewer is not None:
+        # Of several environments of MuJoCo another one drew last, or was closed, and left this one black.
+        viewer.make_context_current()
     return _require_frame(env, env.render())
 
 

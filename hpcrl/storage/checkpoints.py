@@ -23,6 +23,8 @@ from hpcrl.storage.manifest import (
 )
 from hpcrl.storage.staging import Staging
 
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -143,14 +145,17 @@ class CheckpointStore:
         return self._first_whole(by_score(read_manifest(self.directory)))
 
     def _first_whole(self, entries: Iterable[Entry]) -> Checkpoint | None:
-        damages = []
+        damages: list[str] = []
         for entry in entries:
             try:
-                return _load_verified(self._file(entry.name), entry)
+                checkpoint = _load_verified(self._file(entry.name), entry)
             except CheckpointError as error:
-                warnings.warn(f"A damaged checkpoint is passed over: {error}", RuntimeWarning, stacklevel=3)
                 self._damaged.add(entry.name)
                 damages.append(str(error))
+                continue
+            for damage in damages:
+                warnings.warn(f"A checkpoint is passed over: {damage}", RuntimeWarning, stacklevel=3)
+            return checkpoint
         if damages:
             raise CheckpointError(f"No checkpoint in {self.directory} is whole; the first: {damages[0]}")
         return None
@@ -207,17 +212,38 @@ def find_checkpoint(path: Path, best: bool) -> Checkpoint:
     """Loads one checkpoint file, or the newest (or the best) whole checkpoint of a run directory.
 
     Raises:
-        CheckpointError: There is no such thing, or nothing whole.
+        CheckpointError: There is no such thing (with the exit status of a ConfigError), or nothing whole.
     """
     if path.is_file():
-        return load_checkpoint(path)
+        if not _is_hdf5(path):
+            raise _nothing_here(f"{path} is no checkpoint file")
+        single = load_checkpoint(path)
+        if "config" not in single.attributes:
+            raise _nothing_here(f"{path} is no checkpoint of a run: it holds no configuration")
+        return single
     if not path.is_dir():
-        raise CheckpointError(f"{path} is neither a run directory nor a checkpoint file")
+        raise _nothing_here(f"{path} is neither a run directory nor a checkpoint file")
     store = CheckpointStore(path / "checkpoints")
     checkpoint = store.best() if best else store.newest()
     if checkpoint is None:
-        raise CheckpointError(f"{path} holds no {'best ' if best else ''}checkpoint")
+        raise _nothing_here(f"{path} holds no {'best ' if best else ''}checkpoint")
     return checkpoint
+
+
+def _is_hdf5(path: Path) -> bool:
+    """Whether a file begins as HDF5 does; also where it can't be read, which whoever opens it says."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_HDF5)) == _HDF5
+    except OSError:
+        return True
+
+
+def _nothing_here(sentence: str) -> CheckpointError:
+    error = CheckpointError(sentence)
+    # Nothing is damaged: what was asked for can't be done.
+    error.exit_status = ConfigError.exit_status
+    return error
 
 
 def require_matching(checkpoint: Checkpoint, prefix: str, expected: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
@@ -250,12 +276,14 @@ def _describe(path: Path, attributes: Mapping[str, Attribute], score: float | No
 
 
 def _load_verified(path: Path, entry: Entry) -> Checkpoint:
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing, though the manifest lists it.")
     try:
         whole = path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256
     except OSError as error:
         raise CheckpointError(f"{path} is listed in the manifest but can't be read: {error}.") from error
     if not whole:
-        raise CheckpointError(f"{path} is missing or damaged: size and sha256 are not the manifest's.")
+        raise CheckpointError(f"{path} is damaged: its size or sha256 is not the manifest's.")
     return Checkpoint(path, *read_arrays(path))
 
 

@@ -106,6 +106,21 @@ class RunDirectory:
         self._descriptor = descriptor
         _open_here.add(self._identity)
 
+    def refuse_what_open_would(self, resume: bool) -> None:
+        """Says beforehand what `open` would refuse of a run that is here; nothing is touched, nor locked.
+
+        Raises:
+            ConfigError: As `open`, of a directory that is in use or holds a run.
+        """
+        with suppress(OSError):
+            descriptor = os.open(self.path / "run.lock", os.O_RDWR)
+            try:
+                if _is_locked(descriptor):
+                    raise self._in_use(descriptor)
+            finally:
+                os.close(descriptor)
+        self._require_free(resume)
+
     def close(self) -> None:
         """Gives the lock back; a second call does nothing."""
         if self._descriptor is not None:
@@ -181,8 +196,7 @@ class RunDirectory:
 
     def _claim(self, descriptor: int, resume: bool) -> None:
         self._lock(descriptor)
-        if self.config_file.exists() and not resume:
-            raise ConfigError(f"Run directory {self.path} holds a run: give --resume, or another --run-dir.")
+        self._require_free(resume)
         with tempfile.TemporaryFile(dir=self.path):
             pass  # the lock file may be writable in a directory that is not
         self.checkpoints.mkdir(exist_ok=True)
@@ -190,12 +204,19 @@ class RunDirectory:
         os.pwrite(descriptor, holder, 0)
         os.ftruncate(descriptor, len(holder))
 
+    def _require_free(self, resume: bool) -> None:
+        if self.config_file.exists() and not resume:
+            raise ConfigError(f"Run directory {self.path} holds a run: give --resume, or another --run-dir.")
+
+    def _in_use(self, descriptor: int) -> ConfigError:
+        return ConfigError(f"Run directory {self.path} is in use by {_holder(descriptor)}.")
+
     def _lock(self, descriptor: int) -> None:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise ConfigError(f"Run directory {self.path} is in use by {_holder(descriptor)}.") from error
+                raise self._in_use(descriptor) from error
             if error.errno not in _NO_LOCKS_HERE:
                 raise
             message = f"Run directory {self.path} can't be locked here: nothing keeps a second run out."

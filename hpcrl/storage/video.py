@@ -47,7 +47,9 @@ def _temporary(path: Path) -> Path:
 
 
 def _refused(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"--video: {path} can't be written: {' '.join(str(error).split())}")
+    # Which file is the user's, not the temporary one that stands for it.
+    reason = error.strerror or " ".join(str(error).split()).replace(_temporary(path).name, path.name)
+    return ConfigError(f"--video: {path} can't be written: {reason}")
 
 
 class Video:

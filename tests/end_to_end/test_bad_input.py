@@ -7,9 +7,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hpcrl.cluster.launch import launcher_command, rank_environment
+from hpcrl.storage.checkpoints import save_checkpoint
 from tests.commands import HPCRL, Done, hpcrl, in_turn, run, train
 
 _SHORT = ("--total-env-steps", "2048", "--num-iterations", "1")
@@ -100,6 +102,7 @@ def test_a_world_of_another_size_is_refused(tmp_path: Path) -> None:
 def test_a_run_is_never_overwritten(trained: Path) -> None:
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     assert "--resume" in _refused("train", "a2c", "--run-dir", trained)
+    assert "--resume" in _refused("train", "a2c", "--run-dir", trained, "--ranks", 2)
     assert before == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
 
 
@@ -118,8 +121,7 @@ def test_a_truncated_checkpoint_is_refused(trained: Path, tmp_path: Path) -> Non
     (newest,) = (copy / "checkpoints").glob("*.h5")
     newest.write_bytes(newest.read_bytes()[:5000])
     for done in in_turn([("eval", copy), ("train", "a2c", "--run-dir", copy, "--resume"), ("eval", newest)]):
-        assert done.returncode == 1, done.stderr
-        assert newest.name in done.stderr.splitlines()[-1]
+        assert newest.name in _sentence(done, status=1)
     assert newest.stat().st_size == 5000
 
 
@@ -129,9 +131,14 @@ def test_a_read_only_run_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_eval_without_a_run_is_refused(tmp_path: Path) -> None:
-    nowhere, empty = in_turn([("eval", tmp_path / "nowhere"), ("eval", tmp_path)])
-    assert "neither a run directory nor" in _sentence(nowhere, status=1)
-    assert "no checkpoint" in _sentence(empty, status=1)
+    (tmp_path / "notes.h5").write_text("no checkpoint")
+    save_checkpoint(tmp_path / "arrays.h5", {"x": np.zeros(3)}, {})
+    names = ("nowhere", ".", "notes.h5", "arrays.h5")
+    nowhere, empty, other, foreign = in_turn([("eval", tmp_path / name) for name in names])
+    assert "neither a run directory nor" in _sentence(nowhere)
+    assert "no checkpoint" in _sentence(empty)
+    assert "no checkpoint file" in _sentence(other)
+    assert "no checkpoint of a run" in _sentence(foreign)
 
 
 def test_a_loss_that_is_not_finite_names_the_update(tmp_path: Path) -> None:

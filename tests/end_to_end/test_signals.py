@@ -30,10 +30,10 @@ def _is_training(run_dir: Path) -> bool:
     return metrics.exists() and len(metrics.read_text().splitlines()) > 2
 
 
-def _expect_saved(running: Running, run_dir: Path) -> None:
+def _expect_saved(running: Running, run_dir: Path, asked: str = "SIGUSR1") -> None:
     done = running.wait(timeout=30)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert "stopped by" in done.stdout
+    assert f"stopped by {asked} at" in done.stdout
     assert "--resume" in done.stdout
     assert weights(run_dir).size
     assert not running.descendants()
@@ -47,7 +47,7 @@ def test_the_first_signal_saves_and_leaves(tmp_path: Path, options: tuple[str, .
     running = _start(tmp_path / "run", *options)
     running.until(lambda: _is_training(tmp_path / "run"))
     running.process.send_signal(number)
-    _expect_saved(running, tmp_path / "run")
+    _expect_saved(running, tmp_path / "run", "Ctrl-C" if number == signal.SIGINT else number.name)
 
 
 @pytest.mark.parametrize(

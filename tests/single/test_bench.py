@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,6 +212,30 @@ def test_the_command_measures_every_layout(tmp_path: Path) -> None:
         assert line["env_steps_per_s"] > 0 and {"cpu", "cores"} <= line["machine"].keys()
         assert {"torch", "mpi"} <= line["versions"].keys() and "git_commit" in line
         assert line["ceiling"]["num_weights"] > 0 and line["ceiling"]["random_env_steps_per_s"] > 0
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["all-run", "one-fails"])
+def test_what_is_complete_at_an_interrupt_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fails: bool
+) -> None:
+    shown: list[list[int]] = []
+
+    def interrupted(found: list[Any], *_: object) -> None:
+        first, second = found[:2]
+        first.runs += [1, 2]
+        second.runs += [1]
+        if fails:
+            second.trouble = "it broke"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hpcrl.commands.bench.ceiling_of", lambda *_: SimpleNamespace(cores=2))
+    monkeypatch.setattr("hpcrl.commands.bench.layouts_for", lambda cores: ["one", "other"])
+    monkeypatch.setattr("hpcrl.commands.bench.rounds", interrupted)
+    monkeypatch.setattr("hpcrl.commands.bench._show", lambda _, found, __: shown.extend(on.runs for on in found))
+    assert bench(["a2c"]) == 130
+    assert shown == ([[1, 2], [1]] if fails else [[1], [1]])
+    complete = "2 of 3 rounds" if fails else "1 of 3 rounds"
+    assert capsys.readouterr().out.splitlines()[-1] == f"interrupted after {complete}"
 
 
 # Benchmarks of sums and paths

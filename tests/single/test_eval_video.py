@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -15,8 +19,10 @@ import pytest
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 from hpcrl import A2CConfig
+from hpcrl.commands.counting import Progress
 from hpcrl.commands.eval import evaluate
 from hpcrl.envs import filmed
+from hpcrl.envs.episodes import EpisodeEnvs
 from hpcrl.envs.filmed import frame_of, frames_per_second, make_filmed
 from hpcrl.envs.world import World
 from hpcrl.errors import ConfigError
@@ -73,7 +79,8 @@ def test_cartpole_is_filmed(run_dir: Path, tmp_path: Path, capsys: pytest.Captur
     # Those of the evaluation, with the frame that each begins with.
     frames = sum(task["lengths"][:2]) + 2
     returns = ", ".join(f"{one:.2f}" for one in task["returns"][:2])
-    last = capsys.readouterr().out.splitlines()[-1]
+    before, last = capsys.readouterr().out.splitlines()[-2:]
+    assert before == f"filming 2 episodes to {film} ..."
     assert last == f"{film}: 2 episodes, {frames} frames at 50 a second, returns {returns}"
     images = imageio.v3.imread(film)
     assert images.shape == (frames, 400, 600, 3)
@@ -83,6 +90,55 @@ def test_cartpole_is_filmed(run_dir: Path, tmp_path: Path, capsys: pytest.Captur
     assert (images[0] != images[5]).any()
     env.close()
     assert {path.name for path in tmp_path.iterdir()} == {film.name, "said.json"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_an_evaluation_and_leaves_nothing_of_a_film(
+    run_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+) -> None:
+    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    words = [str(run_dir), "--episodes", "1", "--video", str(tmp_path / "film.gif")]
+    with monkeypatch.context() as patched:
+        patched.setattr(Video, "add", _striking(Video.add, number))
+        assert evaluate(words) == 130
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].startswith("1 episode: return") and said[2].startswith("filming 1 episode to ")
+    assert said[3:] == [f"stopped by {name}"]
+    monkeypatch.setattr(EpisodeEnvs, "step", _striking(EpisodeEnvs.step, number))
+    assert evaluate(words) == 130
+    assert capsys.readouterr().out == f"stopped by {name}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def _striking(step: Callable[..., Any], number: signal.Signals) -> Callable[..., Any]:
+    strikes = [number]
+
+    def strike(*arguments: Any) -> Any:
+        if strikes:  # a second signal would end the tests
+            signal.raise_signal(strikes.pop())
+        return step(*arguments)
+
+    return strike
+
+
+def test_a_terminal_shows_how_many_episodes_are_over() -> None:
+    for is_terminal, shown in (
+        (True, ["0 of 1,000 episodes", "10 of 1,000 episodes", "990 of 1,000 episodes", ""]),
+        (
+            False,
+            [],
+        ),
+    ):
+        out = io.StringIO()
+        out.isatty = lambda is_terminal=is_terminal: is_terminal  # type: ignore[method-assign, misc]
+        with Progress(1000, out) as progress:
+            progress.add(10)
+            progress.add(980)
+        assert out.getvalue().split("\r\x1b[K")[1:] == shown and "\n" not in out.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -126,7 +182,9 @@ def test_what_can_not_be_filmed_is_refused_in_a_sentence(
         return str(caught.value)
 
     assert "ends in .mp4 or .gif" in refused(tmp_path / "film.avi")
-    assert "film.gif can't be written" in refused(tmp_path / "nowhere/film.gif")
+    assert refused(tmp_path / "nowhere/film.gif").endswith(
+        "nowhere/film.gif can't be written: No such file or directory"
+    )
     assert "must be at least 1" in refused(tmp_path / "film.gif", "--video-episodes", "0")
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "imageio_ffmpeg", None)
@@ -151,6 +209,40 @@ def test_what_can_not_be_filmed_is_refused_in_a_sentence(
 def test_an_environment_without_frames_is_refused(env_id: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         make_filmed(World(env_id))
+
+
+class Robot(gym.Env[Any, Any]):
+    """Draws as MuJoCo does: in what is current, which may be another's."""
+
+    current: Robot | None = None
+
+    def __init__(self) -> None:
+        self.mujoco_renderer = SimpleNamespace(viewer=self)
+
+    def make_context_current(self) -> None:
+        Robot.current = self
+
+    def render(self) -> Any:
+        return np.full((2, 2, 3), 0 if Robot.current is not self else 9, np.uint8)
+
+
+def test_of_several_robots_each_draws_itself() -> None:
+    one, other = Robot(), Robot()
+    assert all(frame_of(robot).all() for robot in (one, other, one))
+
+
+def test_robots_that_walk_away_are_followed() -> None:
+    pytest.importorskip("mujoco")
+
+    def camera(env_id: str, **kwargs: Any) -> int:
+        env = gym.make(env_id, render_mode="rgb_array", **kwargs)
+        filmed._follow(env)
+        inside: Any = env.unwrapped
+        return inside.mujoco_renderer.camera_id
+
+    assert camera("HalfCheetah-v5") == camera("Swimmer-v5") == camera("HalfCheetah-v5", camera_name="track") == 0
+    assert camera("Reacher-v5") == -1
+    assert camera("HalfCheetah-v5", camera_id=-1) == camera("Hopper-v5", default_camera_config={"distance": 9.0}) == -1
 
 
 def test_mujoco_draws_by_what_works_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,6 +241,16 @@ def test_whatever_breaks_is_a_row_and_the_others_take_their_turns(scripts: Path)
     assert runs.made == [("peer", 0)]
 
 
+def test_interpreters_are_found_from_any_folder_and_links_stay_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "venv" / "python"
+    link.parent.mkdir()
+    link.symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    assert contestants.interpreters(["venv/python"]) == [str(link)]
+
+
 def test_an_interpreter_that_is_not_there_is_refused(scripts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     absent = str(scripts / "python")
     assert peers_table.main(["--peers-python", absent, "-o", str(scripts / "peers.md")]) == 2

@@ -47,6 +47,27 @@ def run(tmp_path: Path) -> Iterator[RunDirectory]:
     directory.close()
 
 
+def test_what_open_would_refuse_is_known_beforehand(run: RunDirectory) -> None:
+    run.refuse_what_open_would(resume=False)
+    assert not run.path.exists()
+    run.open(resume=False)
+    run.write_config({})
+    run.close()
+    before = content(run.path)
+    with pytest.raises(ConfigError, match="holds a run: give --resume"):
+        run.refuse_what_open_would(resume=False)
+    run.refuse_what_open_would(resume=True)
+    holder = "import sys, fcntl; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(); input()"
+    command = [sys.executable, "-c", holder, str(run.path / "run.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        for resume in (False, True):
+            with pytest.raises(ConfigError, match="is in use by pid"):
+                run.refuse_what_open_would(resume)
+        process.communicate("\n")
+    assert content(run.path) == before
+
+
 def test_open_creates_the_directory(run: RunDirectory) -> None:
     run.open(resume=False)
     assert run.checkpoints.is_dir()
