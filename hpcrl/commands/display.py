@@ -17,6 +17,7 @@ from hpcrl.metrics import Row
 #: Set by the process that starts the ranks, whose terminal they don't see: its width in columns.
 TERMINAL_VARIABLE = "HPCRL_TERMINAL_COLUMNS"
 _MAX_TABLE_ROWS = 20
+_ROWS_OF_RATE = 5
 
 
 def terminal_environment() -> dict[str, str]:
@@ -65,10 +66,15 @@ class Display:
             self.say(f"{line}  ETA {self._eta(row)}")
 
     def _eta(self, row: Row) -> str:
-        rate = row["time/env_steps_per_s"]
-        if not rate > 0:
+        """By the rate of the last rows: a single one may be slow for once."""
+        before = self._rows[-_ROWS_OF_RATE - 1 : -1]
+        steps, seconds_taken = row["time/env_steps_per_s"], 1.0
+        if before:
+            steps = row["env_steps"] - before[0]["env_steps"]
+            seconds_taken = row["time/elapsed_s"] - before[0]["time/elapsed_s"]
+        if not (steps > 0 and seconds_taken > 0):
             return "-"
-        seconds = round((self._total - row["env_steps"]) / rate)
+        seconds = round((self._total - row["env_steps"]) * seconds_taken / steps)
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
     def finish(self) -> None:

@@ -25,7 +25,7 @@ def row(iteration: int, mean: float, loss: float) -> Row:
 
 
 def shown(capsys: pytest.CaptureFixture[str], *rows: Row) -> str:
-    display = Display(2000, 2, {})
+    display = Display(12_000, 2, {})
     for each in rows:
         display.add(each)
     display.finish()
@@ -34,8 +34,15 @@ def shown(capsys: pytest.CaptureFixture[str], *rows: Row) -> str:
 
 def test_returns_are_shown_where_episodes_end(capsys: pytest.CaptureFixture[str]) -> None:
     output = shown(capsys, row(1, math.nan, math.nan), row(2, 12.5, 0.25))
-    assert "return -  500 steps/s  ETA 0:00:02" in output and "return 12.5  500 steps/s  ETA 0:00:00" in output
+    assert "return -  500 steps/s  ETA 0:00:22" in output and "return 12.5  500 steps/s  ETA 0:00:20" in output
     assert "mean return by iteration" in output and "policy loss" not in output
+
+
+def test_what_is_left_is_told_by_more_than_the_last_row(capsys: pytest.CaptureFixture[str]) -> None:
+    slow = row(4, 1.0, 0.5) | {"time/elapsed_s": 12.0, "time/env_steps_per_s": 166.0}
+    output = shown(capsys, row(1, 1.0, 0.5), row(2, 1.0, 0.5), row(3, 1.0, 0.5), slow)
+    # 3,000 steps in 10 s, 8,000 to go.
+    assert "166 steps/s  ETA 0:00:27" in output
 
 
 def test_the_loss_is_shown_where_nothing_is_acted(capsys: pytest.CaptureFixture[str]) -> None:
