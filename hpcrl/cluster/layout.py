@@ -9,6 +9,7 @@ from typing import Literal
 
 from hpcrl.envs.tasks import divide
 from hpcrl.errors import ConfigError
+from hpcrl.words import plural
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,11 @@ class Layout:
         """One line for people."""
         nodes = len(set(self.node_of))
         where = f"on {nodes} nodes" if nodes > 1 else "on one node"
-        roles = f"{_count(len(self.learners), 'learner')} and {_count(len(self.actors), 'actor')}"
+        roles = f"{plural(len(self.learners), 'learner')} and {plural(len(self.actors), 'actor')}"
         if self.is_colocated:
-            roles = f"{_count(len(self.actors), 'rank')}, acting and learning,"
+            roles = f"{plural(len(self.actors), 'rank')}, acting and learning,"
         if self.is_asynchronous:
-            roles = f"{_count(len(self.actors), 'worker')} and {_count(len(self.learners), 'parameter owner')}"
+            roles = f"{plural(len(self.actors), 'worker')} and {plural(len(self.learners), 'parameter owner')}"
             roles += " among them" if set(self.learners) <= set(self.actors) else ""
         who = "a worker" if self.is_asynchronous else "an actor"
         sizes = sorted({len(block) for block in self.env_blocks.values()})
@@ -204,7 +205,3 @@ def _deal(actors: Sequence[int], num_envs: int, num_tasks: int) -> dict[int, ran
         num_tasks = 1
     shares = [divide(task, len(actors) // num_tasks) for task in divide(range(num_envs), num_tasks)]
     return dict(zip(actors, chain.from_iterable(shares), strict=True))
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

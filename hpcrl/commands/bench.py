@@ -20,9 +20,9 @@ from hpcrl.cluster.affinity import usable_cpus
 from hpcrl.cluster.launch import inside_mpi
 from hpcrl.commands.options import parse, take_value, without_file
 from hpcrl.config import CONFIGS, ActorCriticConfig, BCConfig
-from hpcrl.doctor.finding import plural
 from hpcrl.errors import ConfigError
 from hpcrl.signals import INTERRUPTED
+from hpcrl.words import plural
 
 _HELP = """usage: hpcrl bench [ALGORITHM] [--seconds S] [--repeats N] [--json FILE] [options of hpcrl train]
 

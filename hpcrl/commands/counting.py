@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self, TextIO
 
-from hpcrl.doctor.finding import plural
+from hpcrl.words import plural
 
 _BEGIN_THE_LINE_AGAIN = "\r\x1b[K"
 

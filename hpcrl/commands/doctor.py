@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from hpcrl.doctor.finding import Finding, Level, plural
+from hpcrl.doctor.finding import Finding, Level
 from hpcrl.doctor.launchers import describe_start, own_launcher, speaks
 from hpcrl.doctor.library import no_library
 from hpcrl.doctor.report import exit_status, last_line, line, write_json
 from hpcrl.doctor.time_limit import TimeLimit
 from hpcrl.doctor.world import judge_world
 from hpcrl.errors import ConfigError, RankError
+from hpcrl.words import plural
 
 if TYPE_CHECKING:
     from hpcrl.cluster.mpi import Comm

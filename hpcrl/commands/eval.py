@@ -18,7 +18,6 @@ import tyro
 from hpcrl.cluster.launch import inside_mpi, start_ranks
 from hpcrl.commands.counting import Progress
 from hpcrl.commands.filming import Film
-from hpcrl.doctor.finding import plural
 from hpcrl.envs.world import World, evaluation_worlds
 from hpcrl.errors import ConfigError
 from hpcrl.provenance import package_versions
@@ -28,6 +27,7 @@ from hpcrl.signals import INTERRUPTED, Requests
 from hpcrl.storage.checkpoints import Checkpoint, find_checkpoint
 from hpcrl.storage.durable import write_json_durably
 from hpcrl.storage.video import SUFFIXES
+from hpcrl.words import plural
 
 #: Episodes that are played side by side, by one process: the same ones whatever the number of processes, since a
 #: network may round differently for another number of rows.

@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from hpcrl.words import plural
+
 if TYPE_CHECKING:
     from hpcrl.roles.computing import Plan
 
@@ -35,7 +37,7 @@ def layout_lines(plan: Plan, learner_cores: int) -> list[str]:
         ranks_of.setdefault(node, []).append(rank)
     first = plan.layout.describe()
     if len(plan.layout.node_of) == 1:
-        return [f"{first}, on {_device(plan, 0)} with {_counted(learner_cores, 'core')}"]
+        return [f"{first}, on {_device(plan, 0)} with {plural(learner_cores, 'core')}"]
     alike: dict[Hashable, list[int]] = {}
     for node, ranks in ranks_of.items():
         alike.setdefault(_shares(plan, ranks), []).append(node)
@@ -107,11 +109,7 @@ def _ranks(ranks: Sequence[int]) -> str:
     ordered = sorted(ranks)
     starts = [rank for place, rank in enumerate(ordered) if not place or ordered[place - 1] != rank - 1]
     if len(starts) > _MOST_WRITTEN:
-        return _counted(len(ordered), "rank")
+        return plural(len(ordered), "rank")
     ends = [ordered[ordered.index(start) - 1] for start in starts[1:]] + [ordered[-1]]
     runs = [f"{start}" if start == end else f"{start}-{end}" for start, end in zip(starts, ends, strict=True)]
     return f"rank{'' if len(ordered) == 1 else 's'} {', '.join(runs)}"
-
-
-def _counted(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from hpcrl.doctor.facts import RankFacts, by_node
-from hpcrl.doctor.finding import Finding, Level, Verdict, merge, name_ranks, plural, ranges
+from hpcrl.doctor.finding import Finding, Level, Verdict, merge, name_ranks, ranges
 from hpcrl.doctor.launchers import unbinding
+from hpcrl.words import plural
 
 _NAME = "cores"
 _FEWER = "start fewer ranks on the node"

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+from hpcrl.words import plural
+
 _MOST_RANGES = 8
 _MOST_NAMES = 4
 _MOST_GROUPS = 3
@@ -58,11 +60,6 @@ def ranges(numbers: Iterable[int]) -> str:
     if len(pieces) > _MOST_RANGES:
         shown.append(f"and {sum(last - first + 1 for first, last in pieces[_MOST_RANGES:]):,} more")
     return ", ".join(shown)
-
-
-def plural(count: int, word: str, more: str = "") -> str:
-    """`1 rank`, `1,000 ranks`."""
-    return f"{count:,} {word if count == 1 else more or word + 's'}"
 
 
 def name_ranks(ranks: Iterable[int]) -> str:

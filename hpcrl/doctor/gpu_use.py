@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hpcrl.doctor.facts import GpuFacts, RankFacts
-from hpcrl.doctor.finding import Finding, Level, name_ranks, plural
+from hpcrl.doctor.finding import Finding, Level, name_ranks
+from hpcrl.words import plural
 
 _NAME = "gpu"
 _MOST_LINES = 16

@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Sequence
 
 from hpcrl.doctor.facts import RankFacts
-from hpcrl.doctor.finding import Finding, Level, name_hosts, name_ranks, plural
+from hpcrl.doctor.finding import Finding, Level, name_hosts, name_ranks
+from hpcrl.words import plural
 
 _NAME = "gpus"
 _TOOL_S = 10

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from hpcrl.cluster.collectives import broadcast, gather
 from hpcrl.cluster.mpi import Comm, Request, self_test
 from hpcrl.cluster.waiting import Waiter
-from hpcrl.doctor.finding import Finding, Level, name_ranks, plural
+from hpcrl.doctor.finding import Finding, Level, name_ranks
 from hpcrl.errors import RankError
+from hpcrl.words import plural
 
 _TAG = 15
 _SMALL_BYTES = 4

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hpcrl.doctor.facts import RankFacts, by_node
-from hpcrl.doctor.finding import Finding, Level, Verdict, merge, name_hosts, plural
+from hpcrl.doctor.finding import Finding, Level, Verdict, merge, name_hosts
+from hpcrl.words import plural
 
 _MB = 1 << 20
 _LEAST_SHARED = 64 * _MB

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hpcrl.doctor.facts import RankFacts
-from hpcrl.doctor.finding import Finding, Level, plural, worst
+from hpcrl.doctor.finding import Finding, Level, worst
 from hpcrl.storage.durable import write_json_durably
+from hpcrl.words import plural
 
 _WIDTH = 11
 

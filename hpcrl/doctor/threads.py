@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from hpcrl.doctor.cores import cores_each
 from hpcrl.doctor.facts import PIN_VARIABLES, THREAD_VARIABLES, RankFacts, by_node
-from hpcrl.doctor.finding import Finding, Level, Verdict, merge, plural
+from hpcrl.doctor.finding import Finding, Level, Verdict, merge
+from hpcrl.words import plural
 
 _NAME = "threads"
 

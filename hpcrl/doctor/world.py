@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from hpcrl.cluster.launch import promised_size
 from hpcrl.cluster.srun import plugins_for
-from hpcrl.doctor.finding import Finding, Level, plural
+from hpcrl.doctor.finding import Finding, Level
 from hpcrl.doctor.launchers import started_by_srun
+from hpcrl.words import plural
 
 _NAME = "world"
 

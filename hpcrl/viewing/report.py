@@ -20,7 +20,8 @@ from hpcrl.viewing.run import Run
 from hpcrl.viewing.svg import Line, Merging, histogram, line_chart
 from hpcrl.viewing.tables import Table
 from hpcrl.viewing.trace import busy_shares
-from hpcrl.viewing.words import age, as_list, as_mapping, as_number, duration, number, plain, plural, size
+from hpcrl.viewing.words import age, as_list, as_mapping, as_number, duration, number, plain, size
+from hpcrl.words import plural
 
 #: Of episodes.csv: some million episodes.
 _NEWEST_BYTES = 1 << 25

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hpcrl.errors import ConfigError
-from hpcrl.viewing.words import as_list, as_mapping, as_number, plain, plural
+from hpcrl.viewing.words import as_list, as_mapping, as_number, plain
+from hpcrl.words import plural
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from hpcrl.viewing.measures import (
     time_split,
 )
 from hpcrl.viewing.run import Run
-from hpcrl.viewing.words import age, as_list, as_mapping, as_number, duration, number, plain, plural
+from hpcrl.viewing.words import age, as_list, as_mapping, as_number, duration, number, plain
+from hpcrl.words import plural
 
 _LABEL = 13
 #: Of the time that is shown; of that for which there is room in a low terminal.

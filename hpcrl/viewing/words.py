@@ -53,11 +53,6 @@ def size(count: float) -> str:
     return f"{count:.0f} B" if math.isfinite(count) else "-"
 
 
-def plural(count: float, word: str) -> str:
-    """`1 episode`, `1,000 episodes`."""
-    return f"{count:,.0f} {word}{'' if count == 1 else 's'}"
-
-
 def as_number(value: object) -> float:
     """A finite number of JSON data; NaN for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):

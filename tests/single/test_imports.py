@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[2] / "hpcrl"
 
 GROUND = frozenset(
     {"__init__", "errors", "config", "presets", "spaces", "unroll", "noise"}
-    | {"spans", "activity", "signals", "metrics", "provenance"}
+    | {"spans", "activity", "signals", "metrics", "provenance", "words"}
 )
 #: The Python API, which the front door opens when it is asked for.
 API = frozenset({"trainer", "trained_policy"})
