@@ -18,6 +18,8 @@ _NEVER = "not reached"
 _PHASES = ("acting_us", "inference_us", "learning_us", "transport_us", "waiting_us")
 _ONE_CORE, _ALL_CORES = (0.85, 1.15), 0.9
 _LONGEST = 160
+#: Options of the command, by the length of a run that they set.
+_LENGTHS = {"--seconds": "seconds", "--env-steps": "env_steps", "--time-limit": "limit_s"}
 
 Rounds = Mapping[int, Line]
 
@@ -63,12 +65,23 @@ def _heading(lines: Sequence[Line]) -> list[str]:
     versions = lines[-1]["versions"]
     started = sorted(line["started"] for line in lines)
     return [
+        f"    {_command(lines)}",
+        "",
         "Round r is seed r + 1, and all take turns within a round. Medians (least - most); ratios are medians of those",
         "within a round. Cores and MB are of all processes of a run. What binds ours is the ranks' longest phase.",
         "",
         f"{'; '.join(machines)}, load {load:.1f}; hpcrl {', '.join(commits)}; Python {versions['python']}, torch "
         f"{versions['torch']}; {rounds}, {started[0]} to {started[-1]}.",
     ]
+
+
+def _command(lines: Sequence[Line]) -> str:
+    """What made the lines, with the lengths of runs that all tables have in common."""
+    words = ["python -m benchmarks.peers_table", f"--rounds {len({line['round'] for line in lines})}"]
+    for option, key in _LENGTHS.items():
+        values = {line["length"][key] for line in lines if key in line["length"]}
+        words += [f"{option} {value:.12g}" for value in values if len(values) == 1]
+    return " ".join([*words, "--peers-python PYTHON..."])
 
 
 def _rounds(lines: Iterable[Line], section: str, workload: str) -> Rounds:

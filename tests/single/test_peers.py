@@ -292,7 +292,14 @@ def test_a_problem_is_compared_from_end_to_end(
 
 def line(workload: str, number: int, **numbers: Any) -> Line:
     return {
-        **{"table": "t", "workload": workload, "round": number, "started": f"{number}", "git_commit": "abc"},
+        **{
+            "table": "t",
+            "workload": workload,
+            "round": number,
+            "length": {"limit_s": 7.0},
+            "started": f"{number}",
+            "git_commit": "abc",
+        },
         **{"machine": {"cpu": "a CPU", "cores": 2, "load": 0.5}, "versions": {"python": "3", "torch": "2"}},
         **{"cores": 2.0, "peak_mb": 100.0, **FACTS, **numbers},
     }
@@ -315,6 +322,7 @@ def test_what_is_not_reached_takes_for_ever() -> None:
     assert "| s from the first step, theirs to ours | ours |" in text
     assert "| peer | 4.00 (0.00 - not reached) |" in text
     assert "| peer | 2.50 (0.00 - not reached) |" in text
+    assert "    python -m benchmarks.peers_table --rounds 4 --time-limit 7 --peers-python PYTHON...\n" in text
     assert "a CPU, 2 cores, load 0.5; hpcrl abc; Python 3, torch 2; 4 rounds, 0 to 3." in text
 
 
