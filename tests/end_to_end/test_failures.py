@@ -62,7 +62,6 @@ def test_a_rank_that_vanishes_ends_the_job(tmp_path: Path, role: str, fault: str
 _STOPPED = {
     "actor": (1, 3, "impala", ()),
     "rank-0": (0, 3, "a2c", ()),
-    "second-learner": (1, 4, "impala", ("--learners", "2")),
     "learner": (1, 2, "a2c", ("--placement", "colocated")),
 }
 

@@ -8,6 +8,6 @@ from pathlib import Path
 from tests.commands import run
 
 
-def test_ten_kills_of_one_process(tmp_path: Path) -> None:
-    done = run([sys.executable, "-m", "tests.killed", str(tmp_path / "run"), "10"], timeout=120)
+def test_six_kills_of_one_process(tmp_path: Path) -> None:
+    done = run([sys.executable, "-m", "tests.killed", str(tmp_path / "run"), "6"], timeout=120)
     assert done.returncode == 0, done.stderr

@@ -365,8 +365,7 @@ with ending_the_job(comm):
 """
 
 
-@pytest.mark.parametrize("way", ["staged", "group"])
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize(("way", "how"), [("staged", "SIGKILL"), ("group", "SIGKILL"), ("group", "SIGSTOP")])
 def test_a_learner_that_vanishes_in_a_sum_ends_the_job(way: str, how: str) -> None:
     command = launcher_command(3, [sys.executable, "-c", _VANISH, way, how])
     done = run(command, timeout=60, environment=rank_environment({**os.environ, **_paths()}))
