@@ -109,7 +109,10 @@ def count(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
-_HEADER = ("ranks", "nodes", "learners + actors", "env steps/s", "range", "efficiency", "range", "repeats", "shortest")
+_HEADER = (
+    *("ranks", "nodes", "learners + actors", "env steps/s", "range", "per actor", "efficiency", "range"),
+    *("repeats", "shortest"),
+)
 
 
 def markdown(curve: Curve) -> str:
@@ -124,6 +127,7 @@ def markdown(curve: Curve) -> str:
                 point.roles,
                 f"{rate.median:,.0f}",
                 f"{rate.least:,.0f}-{rate.most:,.0f}",
+                f"{rate.median / point.actors:,.0f}",
                 f"{efficiency.median:.0%}",
                 f"{100 * efficiency.least:.0f}-{efficiency.most:.0%}",
                 f"{len(point.rates)}",
@@ -140,7 +144,8 @@ def notes(repeats: Sequence[Repeat], found: Sequence[Curve]) -> list[str]:
     machines = sorted({f"{run.machine.get('cpu')}, {run.machine.get('cores')} cores for rank 0" for run in repeats})
     commits = sorted({str(run.git_commit) for run in repeats})
     return [
-        f"Efficiency: env steps/s over those of as many ranks as fast as the median of {_either(bases)}. Medians;",
+        f"Efficiency: env steps/s over those of as many ranks as fast as the median of {_either(bases)}.",
+        "Per actor: env steps/s over the number of ranks that act. Medians;",
         "ranges from least to most. Shortest: the time that the shortest repeat was measured for.",
         f"Machines: {'; '.join(machines)}. Commits: {', '.join(commits)}.",
     ]

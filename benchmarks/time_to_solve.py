@@ -118,7 +118,7 @@ PROBLEMS: Mapping[str, Problem] = {
         "HalfCheetah-v5 to 1000",
         1000.0,
         300.0,
-        {"ppo, preset half-cheetah": ("ppo", ("--preset", "half-cheetah"), BOTH)},
+        {"ppo, preset half-cheetah, 1 rank": ("ppo", ("--preset", "half-cheetah"), ALONE)},
         {
             "SB3 PPO, 8 envs": Peer(
                 "stable_baselines3",

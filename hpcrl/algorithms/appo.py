@@ -38,12 +38,18 @@ def appo_loss(
     else:
         prediction = predict(policy, batch, *evaluate_steps(policy, batch))
 
-    policy_loss = -clipped_surrogate(prediction.log_ratio, targets.advantages, config.clip_range).sum()
+    ratio = importance_ratios(prediction.log_ratio)
+    policy_loss = -clipped_surrogate(ratio, targets.advantages, config.clip_range).sum()
     loss = total_loss(policy_loss, prediction, targets, batch.valid, config, entropy_coef, config.pg_rho_bar)
     return loss._replace(targets=targets)
 
 
-def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """min(ratio * A, clip(ratio, 1 - clip_range, 1 + clip_range) * A), all float32 [T, B]."""
-    ratio = importance_ratios(log_ratio)
-    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages)
+def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """min(ratio * A, clip(ratio, 1 - clip_range, 1 + clip_range) * A), all float32 [T, B].
+
+    Where the clip is the smaller one it is a constant, so that no gradient goes through it; what is no number is kept.
+    """
+    with torch.no_grad():
+        clipped = ratio.clamp(1 - clip_range, 1 + clip_range) * advantages
+    surrogate = ratio * advantages
+    return torch.where(surrogate > clipped, clipped, surrogate)

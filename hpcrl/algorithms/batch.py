@@ -82,24 +82,31 @@ def evaluate(network: Network, batch: Batch) -> Outputs:
 
 def evaluate_steps(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
     """One pass over the T rows that were acted on: parameters float32 [T, B, P] and values float32 [T, B]."""
-    whole = sequence_of(batch)
     time = len(batch.reward)
-    none = whole.final_observation[:0], whole.final_index[:0]
+    none = batch.final_observation[:0], batch.final_index[:0]
     parameters, values, _ = network.over(
-        Sequence(whole.observation[:time], whole.starts[:time], whole.state, whole.history, *none)
+        Sequence(batch.observation[:time], _starts(batch, time), batch.core_state, batch.history, *none)
     )
     return parameters, values
 
 
 def sequence_of(batch: Batch) -> Sequence:
     """All T+1 rows of a batch and its final observations, as a policy sees them."""
-    starts = batch.valid.new_zeros(len(batch.observation), batch.reward.shape[1])
-    # A row that was ignored may be the reset of an environment, whose next row begins an episode.
-    torch.logical_or(batch.terminated, batch.truncated, out=starts[1:])
-    starts[1:] |= ~batch.valid
+    starts = _starts(batch, len(batch.observation))
     return Sequence(
         batch.observation, starts, batch.core_state, batch.history, batch.final_observation, batch.final_index
     )
+
+
+def _starts(batch: Batch, time: int) -> Tensor:
+    """Bool [time, B]: an episode begins at this row."""
+    starts = batch.valid.new_zeros(time, batch.reward.shape[1])
+    if time > 1:
+        before = slice(time - 1)
+        # A row that was ignored may be the reset of an environment, whose next row begins an episode.
+        torch.logical_or(batch.terminated[before], batch.truncated[before], out=starts[1:])
+        starts[1:] |= ~batch.valid[before]
+    return starts
 
 
 def continues(batch: Batch) -> Tensor:

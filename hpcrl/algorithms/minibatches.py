@@ -18,6 +18,8 @@ from torch import Tensor
 
 from hpcrl.algorithms.batch import Batch, sequence_of
 from hpcrl.algorithms.loss import Targets
+from hpcrl.algorithms.moments import Total
+from hpcrl.algorithms.standardising import Standardiser, standardisers
 from hpcrl.config import PPOConfig
 from hpcrl.models.frames import history_of_rows, taken
 from hpcrl.noise import Purpose, seeds
@@ -30,44 +32,65 @@ _COLUMNS_FIRST = ("core_state", "env_index")
 
 
 class Minibatch(NamedTuple):
-    """What one update learns from, and towards."""
+    """What one update learns from, and towards.
+
+    Attributes:
+        normalise: standardises the advantages of `targets` over this minibatch of all learners.
+    """
 
     batch: Batch
     targets: Targets
+    normalise: Standardiser | None
 
 
 def minibatches(
-    batch: Batch, targets: Targets, config: PPOConfig, number: int, whole_columns: bool
+    batch: Batch, targets: Targets, config: PPOConfig, number: int, whole_columns: bool, total: Total
 ) -> Iterator[Minibatch]:
     """One learner's part of every minibatch of every epoch; all learners get equally many, some of them maybe empty.
 
-    The only minibatch of an epoch is the batch itself, in its own order.
+    The only minibatch of an epoch is the batch itself, in its own order. Collective over the learners where advantages
+    are standardised: once an epoch, for all its minibatches.
 
     Args:
         batch: this learner's columns.
         targets: of all its rows.
-        config: `epochs`, `minibatches`, `seed`, `num_envs`.
+        config: `epochs`, `minibatches`, `seed`, `num_envs`, `normalise_advantages`.
         number: of the batch, the same on all learners and another for every batch, below 2**64.
         whole_columns: deal out columns, not rows.
+        total: sums over the learners.
     """
+
+    # Parts are added up on the host: accelerators would add each in any order.
+    advantages, valid = (targets.advantages.cpu(), batch.valid.cpu()) if config.normalise_advantages else (None, None)
+
+    def normalisers(dealt: Tensor) -> Sequence[Standardiser | None]:
+        if advantages is None or valid is None:
+            return [None] * config.minibatches
+        return standardisers(advantages, valid, dealt, config.minibatches, total)
+
     if config.minibatches == 1:
-        yield from repeat(Minibatch(batch, targets), config.epochs)
+        (only,) = normalisers(torch.zeros(batch.reward.shape, dtype=torch.int64))
+        yield from repeat(Minibatch(batch, targets, only), config.epochs)
         return
     shape = (config.num_envs,) if whole_columns else (len(batch.reward), config.num_envs)
     env_index, device = batch.env_index.cpu(), batch.reward.device
     for epoch in range(config.epochs):
-        dealt = deal(shape, config.minibatches, config.seed, number, epoch)[..., env_index].flatten()
-        sizes = torch.bincount(dealt, minlength=config.minibatches).tolist()
-        parts = dealt.argsort(stable=True).to(device).split(sizes)
-        if whole_columns:
-            for chosen in parts:
-                yield Minibatch(columns(batch, chosen), Targets(*(each[:, chosen] for each in targets)))
-        else:
-            yield from _of_rows(batch, targets, parts)
+        dealt = deal(shape, config.minibatches, config.seed, number, epoch)[..., env_index]
+        sizes = torch.bincount(dealt.flatten(), minlength=config.minibatches).tolist()
+        parts = dealt.flatten().argsort(stable=True).to(device).split(sizes)
+        take = _of_columns if whole_columns else _of_rows
+        for (part, own), normalise in zip(take(batch, targets, parts), normalisers(dealt), strict=True):
+            yield Minibatch(part, own, normalise)
 
 
-def _of_rows(batch: Batch, targets: Targets, parts: tuple[Tensor, ...]) -> Iterator[Minibatch]:
-    """Minibatches of rows, several of which are taken from the batch at a time where rows are small."""
+def _of_columns(batch: Batch, targets: Targets, parts: tuple[Tensor, ...]) -> Iterator[tuple[Batch, Targets]]:
+    """Some columns after the other."""
+    for chosen in parts:
+        yield columns(batch, chosen), Targets(*(each[:, chosen] for each in targets))
+
+
+def _of_rows(batch: Batch, targets: Targets, parts: tuple[Tensor, ...]) -> Iterator[tuple[Batch, Targets]]:
+    """Some rows after the other, several parts of which are taken from the batch at a time where rows are small."""
     numbers = max(1, max(map(len, parts)) * batch.observation[0, :1].numel() * (1 + len(batch.history)))
     width = max(1, _NUMBERS_AT_ONCE // numbers)
     for first in range(0, len(parts), width):
@@ -75,7 +98,7 @@ def _of_rows(batch: Batch, targets: Targets, parts: tuple[Tensor, ...]) -> Itera
         chosen, sizes = torch.cat(group), [len(part) for part in group]
         taken = [each.flatten()[chosen][None].split(sizes, 1) for each in targets]
         for part, *constants in zip(split(rows(batch, chosen), sizes), *taken, strict=True):
-            yield Minibatch(part, Targets(*constants))
+            yield part, Targets(*constants)
 
 
 def deal(shape: tuple[int, ...], parts: int, seed: int, number: int, epoch: int) -> Tensor:

@@ -85,11 +85,11 @@ def ppo_loss(
     advantages = targets.advantages
     if normalise is not None:
         advantages = normalise(advantages, batch.valid).masked_fill(~batch.valid, 0.0)
-    policy_loss = -clipped_surrogate(prediction.log_ratio, advantages, clip_range).sum()
+    ratio = importance_ratios(prediction.log_ratio)
+    policy_loss = -clipped_surrogate(ratio, advantages, clip_range).sum()
     loss = total_loss(policy_loss, prediction, targets, batch.valid, config, entropy_coef)
 
-    ratio = importance_ratios(prediction.log_ratio.detach())
-    loss.statistics[STATISTICS.index("rho_clipped")] = ((ratio - 1).abs() > clip_range).sum()
+    loss.statistics[STATISTICS.index("rho_clipped")] = ((ratio.detach() - 1).abs() > clip_range).sum()
     if config.value_clip_range is None:
         return loss
     values = prediction.values.masked_fill(~batch.valid, 0.0)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hpcrl.activity import Phase
 from hpcrl.algorithms.loss import STATISTICS
 from hpcrl.algorithms.registry import loss_of
+from hpcrl.algorithms.standardising import standardise
 from hpcrl.cluster.pushes import PushSender
 from hpcrl.cluster.shards import ShardedWeights
 from hpcrl.cluster.waiting import Waiter
@@ -22,7 +23,7 @@ from hpcrl.roles.actor import Actor
 from hpcrl.roles.batching import batch_of, finished_episodes
 from hpcrl.roles.boundary import Boundary
 from hpcrl.roles.normalising import clip_rewards
-from hpcrl.roles.updates import coefficients, scale_and_clip, standardise, update_metrics
+from hpcrl.roles.updates import coefficients, scale_and_clip, update_metrics
 from hpcrl.unroll import Unroll, UnrollSpec
 
 

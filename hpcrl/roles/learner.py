@@ -11,11 +11,12 @@ from torch import Tensor
 
 from hpcrl.activity import Phase
 from hpcrl.algorithms.batch import Batch
-from hpcrl.algorithms.loss import STATISTICS, Loss, Targets
+from hpcrl.algorithms.loss import STATISTICS, Loss, Normaliser, Targets
 from hpcrl.algorithms.minibatches import minibatches
 from hpcrl.algorithms.optimizers import make_optimizer
 from hpcrl.algorithms.ppo import clip_range_at, is_too_far, ppo_targets
 from hpcrl.algorithms.registry import loss_of
+from hpcrl.algorithms.standardising import standardise
 from hpcrl.cluster.collectives import sum_over
 from hpcrl.cluster.filling import Filling
 from hpcrl.cluster.gradients import check_in_sync
@@ -33,7 +34,7 @@ from hpcrl.roles.boundary import Boundary, decide, due_at_start
 from hpcrl.roles.intake import Intake
 from hpcrl.roles.normalising import Normalisers
 from hpcrl.roles.schedule import Schedule
-from hpcrl.roles.updates import coefficients, scale_and_clip, standardise, update_metrics
+from hpcrl.roles.updates import coefficients, scale_and_clip, update_metrics
 from hpcrl.roles.workplace import Workplace
 
 
@@ -128,16 +129,18 @@ class Learner:
             self._learn_in_minibatches(batch, self.config)
             return
         targets: Targets | None = None
+        normalise = self._normalise if self.config.normalise_advantages else None
         for _ in range(self.config.num_epochs):
-            targets, sums = self._compute_gradient(self._loss, batch, targets)
+            targets, sums = self._compute_gradient(self._loss, batch, targets, normalise)
             self._step(sums)
 
     def _learn_in_minibatches(self, batch: Batch, config: PPOConfig) -> None:
         self._waiter.activity.enter(Phase.LEARNING)
         loss = partial(self._loss, clip_range=clip_range_at(config, self.env_steps))
         targets = ppo_targets(self.policy, batch, config)
-        for part in minibatches(batch, targets, config, self.env_steps, whole_columns=self.policy.state_size > 0):
-            _, sums = self._compute_gradient(loss, part.batch, part.targets)
+        whole_columns = self.policy.state_size > 0
+        for part in minibatches(batch, targets, config, self.env_steps, whole_columns, self._total):
+            _, sums = self._compute_gradient(loss, part.batch, part.targets, part.normalise)
             if is_too_far(config, sums):
                 break
             # A minibatch may hold ignored rows only.
@@ -145,7 +148,7 @@ class Learner:
                 self._step(sums)
 
     def _compute_gradient(
-        self, loss_function: Callable[..., Loss], batch: Batch, targets: Targets | None
+        self, loss_function: Callable[..., Loss], batch: Batch, targets: Targets | None, normalise: Normaliser | None
     ) -> tuple[Targets | None, dict[str, float]]:
         """Loss, backward, allreduce; targets for the next epoch, and the sums that `STATISTICS` names.
 
@@ -157,7 +160,6 @@ class Learner:
         watch = self._workplace.watch
         watch.begin()
         flat.reduced.zero_()
-        normalise = self._normalise if config.normalise_advantages else None
         loss = loss_function(self.policy, batch, config, entropy_coef, normalise, targets)
         watch.lap("forward")
         flat.tail.copy_(loss.statistics)

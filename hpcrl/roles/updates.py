@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -54,24 +54,6 @@ def scale_and_clip(gradient: Tensor, steps: float, config: ActorCriticConfig, wh
     if clipped:
         gradient.mul_(config.max_grad_norm / norm)
     return norm, clipped
-
-
-def standardise(advantages: Tensor, valid: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
-    """Advantages by the mean and deviation over valid steps, in float64: float32 [T, B].
-
-    Args:
-        advantages: float32 [T, B].
-        valid: bool [T, B].
-        total: sums float64 [n] over whoever shares the statistics.
-
-    Returns:
-        float32 [T, B], on the device of the advantages; no numbers where nobody has a valid step.
-    """
-    chosen = advantages.double().masked_fill_(~valid, 0.0)
-    count, summed, squares = total(torch.stack([valid.sum(), chosen.sum(), chosen.square().sum()])).unbind()
-    mean = summed / count
-    deviation = (squares / count - mean * mean).clamp(min=0.0).sqrt()
-    return ((advantages - mean) / (deviation + 1e-8)).float()
 
 
 def update_metrics(sums: Mapping[str, float], norm: float, clipped: bool, learning_rate: float) -> tuple[float, ...]:

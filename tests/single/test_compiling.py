@@ -23,6 +23,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 from hpcrl.algorithms.batch import Batch
 from hpcrl.algorithms.loss import STATISTICS
 from hpcrl.algorithms.registry import LOSSES
+from hpcrl.algorithms.standardising import standardise
 from hpcrl.cluster.filling import Filling
 from hpcrl.config import CONFIGS, ActorCriticConfig, ImpalaConfig
 from hpcrl.devices import compiling
@@ -34,7 +35,6 @@ from hpcrl.models.policy import Policy
 from hpcrl.roles import compiled_loss
 from hpcrl.roles.batching import batch_of
 from hpcrl.roles.compiled_loss import CompiledLoss, widened, with_finals
-from hpcrl.roles.updates import standardise
 from hpcrl.roles.workplace import copy_of
 from hpcrl.spaces import Space, Task
 from hpcrl.unroll import Memory, Unroll, UnrollSpec

@@ -205,10 +205,17 @@ def test_the_surrogate_stops_pushing_a_ratio_out_of_its_range(
     ratio: float, advantage: float, surrogate: float, slope: float
 ) -> None:
     """`slope` is its derivative by the ratio: the ratio may always be pushed back."""
-    log_ratio = torch.tensor([[ratio]]).log().requires_grad_()
-    got = clipped_surrogate(log_ratio, torch.tensor([[advantage]]), 0.2)
-    (by_log,) = torch.autograd.grad(got.sum(), log_ratio)
-    assert (got.item(), by_log.item()) == pytest.approx((surrogate, slope * ratio), rel=1e-5)
+    given = torch.tensor([[ratio]], requires_grad=True)
+    got = clipped_surrogate(given, torch.tensor([[advantage]]), 0.2)
+    (by_ratio,) = torch.autograd.grad(got.sum(), given)
+    assert (got.item(), by_ratio.item()) == pytest.approx((surrogate, slope), rel=1e-5)
+
+
+def test_an_advantage_that_is_no_number_shows_in_the_gradient() -> None:
+    given = torch.ones(1, 2, requires_grad=True)
+    got = clipped_surrogate(given, torch.tensor([[math.nan, 1.0]]), 0.2)
+    (by_ratio,) = torch.autograd.grad(got.sum(), given)
+    assert by_ratio.isnan().tolist() == [[True, False]]
 
 
 def count_rows(policy: Policy) -> list[int]:

@@ -9,13 +9,14 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from hpcrl.algorithms.batch import Batch, evaluate, sequence_of
 from hpcrl.algorithms.loss import Targets
 from hpcrl.algorithms.minibatches import Minibatch, columns, deal, minibatches, rows, split
+from hpcrl.algorithms.standardising import standardise
 from hpcrl.config import PPOConfig
 from hpcrl.models.frames import stack_sequence
 from hpcrl.models.policy import Policy
@@ -36,7 +37,12 @@ def numbered(batch: Batch) -> tuple[Batch, Targets]:
 
 def parts_of(batch: Batch, whole_columns: bool, **options: Any) -> list[Minibatch]:
     config = PPOConfig(**{"epochs": 2, "minibatches": 3, "num_envs": batch.reward.shape[1], **options})
-    return list(minibatches(*numbered(batch), config, 7, whole_columns))
+    return list(minibatches(*numbered(batch), config, 7, whole_columns, alone))
+
+
+def alone(sums: Tensor) -> Tensor:
+    """The sum over one learner."""
+    return sums
 
 
 def names_in(part: Minibatch) -> list[float]:
@@ -93,8 +99,29 @@ def test_the_only_minibatch_is_the_batch(whole_columns: bool) -> None:
     batch = make_batch(Plan([[ON, TRUNCATED], [ON, ON]], [False, False], [True, False], 2), 1)
     targets = numbered(batch)[1]
     config = PPOConfig(epochs=3, minibatches=1, num_envs=2)
-    found = list(minibatches(batch, targets, config, 7, whole_columns))
+    sums: list[Tensor] = []
+    found = list(minibatches(batch, targets, config, 7, whole_columns, lambda mine: sums.append(mine) or mine))
     assert len(found) == 3 and all(part.batch is batch and part.targets is targets for part in found)
+    assert len(sums) == 1 and len({part.normalise for part in found}) == 1
+
+
+@whole_or_not
+def test_advantages_are_standardised_by_one_sum_an_epoch_where_they_are(whole_columns: bool) -> None:
+    batch = make_batch(Plan([[ON, TRUNCATED], [ON, ON], [ON, ON]], [False] * 3, [True, True, False], 2), 1)
+    batch, targets = numbered(batch)
+    sums: list[Tensor] = []
+
+    def parts(**options: Any) -> list[Minibatch]:
+        config = PPOConfig(epochs=4, minibatches=3, num_envs=3, **options)
+        return list(minibatches(batch, targets, config, 7, whole_columns, lambda mine: sums.append(mine) or mine))
+
+    assert all(part.normalise is None for part in parts(normalise_advantages=False)) and not sums
+    for part in parts():
+        assert part.normalise is not None
+        advantages, valid = part.targets.advantages, part.batch.valid
+        got, expected = part.normalise(advantages, valid), standardise(advantages, valid, alone)
+        torch.testing.assert_close(got[valid], expected[valid], rtol=1e-5, atol=1e-5)
+    assert [each.shape for each in sums] == [(3, 3)] * 4
 
 
 @whole_or_not
@@ -147,9 +174,11 @@ def test_rows_are_what_they_were(plan: Plan, seed: int, data: st.DataObject) -> 
 @given(plan=plans(max_envs=4), seed=seeds)
 def test_rows_taken_together_are_those_taken_alone(numbers_at_once: int, plan: Plan, seed: int) -> None:
     batch = with_history(make_batch(plan, seed), 3)
+    # The only minibatch is the batch.
+    assume(batch.reward.numel() > 1)
     config = PPOConfig(epochs=2, minibatches=min(5, batch.reward.numel()), num_envs=batch.reward.shape[1], seed=seed)
     with mock.patch("hpcrl.algorithms.minibatches._NUMBERS_AT_ONCE", numbers_at_once):
-        found = list(minibatches(*numbered(batch), config, 7, whole_columns=False))
+        found = list(minibatches(*numbered(batch), config, 7, whole_columns=False, total=alone))
     assert len(found) == 2 * config.minibatches
     for number, part in enumerate(found):
         epoch, share = divmod(number, config.minibatches)

@@ -24,13 +24,13 @@ from hpcrl.algorithms.batch import Batch, moved
 from hpcrl.algorithms.loss import STATISTICS, Targets
 from hpcrl.algorithms.minibatches import minibatches
 from hpcrl.algorithms.registry import LOSSES
+from hpcrl.algorithms.standardising import standardise
 from hpcrl.config import CONFIGS, ActorCriticConfig, PPOConfig
 from hpcrl.envs.codec import ObservationWriter
 from hpcrl.envs.factory import describe_task
 from hpcrl.envs.world import worlds_of
 from hpcrl.models.policy import Policy
 from hpcrl.roles.batching import batch_of
-from hpcrl.roles.updates import standardise
 from hpcrl.spaces import Task
 from hpcrl.unroll import Memory, Unroll, UnrollSpec
 from tests.worlds import OBSERVATIONS, draw
@@ -127,12 +127,14 @@ def test_minibatches_stay_there(changes: dict[str, Any]) -> None:
     config = PPOConfig(
         env="tests.worlds:Any-vector-box-v0", num_envs=NUM_ENVS, unroll_length=TIME, epochs=2, minibatches=3, **changes
     )
+    # What is standardised is added up on the host.
+    config = replace(config, normalise_advantages=False)
     _, batch = policy_and_batch(config)
     # Which columns a learner has is looked up on the host.
     none = batch.final_observation[:0], batch.final_index[:0]
     batch = replace(batch, env_index=torch.arange(NUM_ENVS), final_observation=none[0], final_index=none[1])
     targets = Targets(batch.reward, batch.reward)
-    parts = list(minibatches(batch, targets, config, 7, whole_columns=False))
+    parts = list(minibatches(batch, targets, config, 7, whole_columns=False, total=lambda sums: sums))
     assert len(parts) == 6
     for part in parts:
         for field in fields(Batch):

@@ -58,6 +58,11 @@ def acted_near(batch: Batch, now: Tensor, seed: int, spread: float = 0.4) -> Bat
     return replace(batch, behaviour_log_prob=(now + noise.float()) * batch.valid)
 
 
+def alone(sums: Tensor) -> Tensor:
+    """The sum over one learner."""
+    return sums
+
+
 def random_targets(batch: Batch, seed: int) -> Targets:
     """Advantages and values float32 [T, B], 0 in ignored rows."""
     numbers = torch.from_numpy(np.random.default_rng([seed, 3]).normal(0, 2, (2, *batch.reward.shape))).float()
@@ -197,9 +202,9 @@ def test_an_epoch_with_the_weights_that_acted_has_the_gradient_of_a2c(
     num_envs = batch.reward.shape[1]
     for count in (1, num_envs):
         config = replace(CONFIG, epochs=1, minibatches=count, num_envs=num_envs)
-        parts = list(minibatches(batch, targets, config, 5, whole_columns))
+        parts = list(minibatches(batch, targets, config, 5, whole_columns, alone))
         assert len(parts) == count
-        losses = [ppo_loss(policy, part, config, ENTROPY_COEF, None, own) for part, own in parts]
+        losses = [ppo_loss(policy, part, config, ENTROPY_COEF, None, own) for part, own, _ in parts]
         summed = sum(gradient(policy, loss.total) for loss in losses)
         torch.testing.assert_close(summed, expected, rtol=1e-3, atol=2e-3)
         assert sum(float(loss.statistics[STATISTICS.index("rho_clipped")]) for loss in losses) == 0
@@ -221,8 +226,8 @@ def test_the_parts_of_several_learners_sum_to_the_whole(
     def losses(of: slice) -> list[Loss]:
         own = columns(batch, of)
         targets = ppo_targets(policy, own, config)
-        parts = minibatches(own, targets, config, 5, whole_columns)
-        return [ppo_loss(policy, part, config, ENTROPY_COEF, None, theirs) for part, theirs in parts]
+        parts = minibatches(own, targets, config, 5, whole_columns, alone)
+        return [ppo_loss(policy, part, config, ENTROPY_COEF, None, theirs) for part, theirs, _ in parts]
 
     for one, other, whole in zip(
         losses(slice(0, cut)), losses(slice(cut, num_envs)), losses(slice(0, num_envs)), strict=True
@@ -260,22 +265,22 @@ def test_infinite_values_of_ignored_rows_reach_no_gradient() -> None:
     assert loss.total.isfinite() and by_values.isfinite().all() and not by_values[~batch.valid].any()
 
 
-def test_a_learner_without_rows_gives_zeros_and_still_normalises() -> None:
+def test_a_learner_without_rows_gives_zeros_and_still_sums() -> None:
     policy, calls = make_policy(), []
     batch = columns(make_batch(SMALL, 0), slice(0, 0))
 
-    def normalise(advantages: Tensor, valid: Tensor) -> Tensor:
-        calls.append(valid.numel())
-        return advantages
+    def total(sums: Tensor) -> Tensor:
+        calls.append(sums.tolist())
+        return sums + torch.tensor([[2.0], [1.0], [5.0]])
 
     for whole_columns in (False, True):
         config = replace(CONFIG, epochs=1, minibatches=2, num_envs=2, value_clip_range=0.5)
         targets = ppo_targets(policy, batch, config)
-        for part, own in minibatches(batch, targets, config, 5, whole_columns):
+        for part, own, normalise in minibatches(batch, targets, config, 5, whole_columns, total):
             loss = ppo_loss(policy, part, config, ENTROPY_COEF, normalise, own)
             loss.total.backward()
             assert float(loss.total.detach()) == 0 and not loss.statistics.any()
-    assert calls == [0] * 4
+    assert calls == [[[0.0] * 2] * 3] * 2
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in policy.parameters())
 
 

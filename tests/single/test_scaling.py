@@ -188,7 +188,7 @@ def test_efficiency_by_hand(curve: Curve) -> None:
     assert curve.efficiency(one) == Spread(1, 0.9, 1.1)
     assert curve.efficiency(four) == Spread(0.625, 0.5, 0.75)
     assert curve.ideal(4) == 4000 and (one.roles, four.roles) == ("both", "1 + 3")
-    assert "| 4 | 1 | 1 + 3 | 2,500 | 2,000-3,000 | 62% | 50-75% | 2 | 4.0 s |" in markdown(curve)
+    assert "| 4 | 1 | 1 + 3 | 2,500 | 2,000-3,000 | 833 | 62% | 50-75% | 2 | 4.0 s |" in markdown(curve)
 
 
 def test_the_base_is_the_smallest_layout_that_is_there() -> None:
@@ -230,7 +230,7 @@ def test_plot_writes_a_png_and_a_table(tmp_path: Path, capsys: pytest.CaptureFix
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert "### Strong scaling: a2c, CartPole-v1, 96 envs" in printed
-    assert "| 64 | 32 | 1 + 63 | 1,000 | 1,000-1,000 | 2% | 2-2% | 1 | 4.0 s |" in printed
+    assert "| 64 | 32 | 1 + 63 | 1,000 | 1,000-1,000 | 16 | 2% | 2-2% | 1 | 4.0 s |" in printed
 
 
 WHOLE = json.dumps(asdict(REPEAT)) + "\n"

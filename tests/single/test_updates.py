@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hpcrl.config import A2CConfig
 from hpcrl.errors import HpcrlError
 from hpcrl.metrics import UPDATE_METRICS
-from hpcrl.roles.updates import coefficients, scale_and_clip, standardise, update_metrics
+from hpcrl.roles.updates import coefficients, scale_and_clip, update_metrics
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -64,50 +64,6 @@ def test_a_gradient_that_is_no_number_is_named(number: float, text: str, max_nor
     message = rf"^update 7 \(env step 90\) has a gradient norm of {text}: a lower --learning-rate may help$"
     with pytest.raises(HpcrlError, match=message):
         scale_and_clip(gradient(1, number, 2), 3, config, "update 7 (env step 90)")
-
-
-def parts(seed: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    rng = np.random.default_rng(seed)
-    shape = rng.integers(1, 6, 2)
-    valid = rng.random(shape) < 0.6
-    valid.flat[rng.integers(valid.size)] = True
-    return rng.normal(3, 5, shape).astype(np.float32), valid
-
-
-@settings(max_examples=60, deadline=None)
-@given(seeds)
-def test_advantages_are_standardised_by_their_valid_steps_alone(seed: int) -> None:
-    advantages, valid = parts(seed)
-    spoilt = np.where(valid, advantages, np.float32(1e30))
-    got = standardise(torch.from_numpy(spoilt), torch.from_numpy(valid), lambda sums: sums)
-    chosen = advantages[valid].astype(np.float64)
-    expected = (chosen - chosen.mean()) / (chosen.std() + 1e-8)
-    assert got.dtype == torch.float32 and got.shape == advantages.shape
-    np.testing.assert_allclose(got.numpy()[valid], expected, rtol=1e-5, atol=1e-6)
-
-
-@settings(max_examples=30, deadline=None)
-@given(seeds, seeds)
-def test_advantages_are_standardised_over_all_who_share_the_sums(seed: int, other_seed: int) -> None:
-    (advantages, valid), (others, others_valid) = parts(seed), parts(other_seed)
-    theirs = others[others_valid].astype(np.float64)
-    both = np.concatenate([advantages[valid].astype(np.float64), theirs])
-    sums = iter([torch.tensor([len(theirs), theirs.sum(), np.square(theirs).sum()])])
-    got = standardise(torch.from_numpy(advantages), torch.from_numpy(valid), lambda mine: mine + next(sums))
-    np.testing.assert_allclose(got.numpy(), (advantages - both.mean()) / (both.std() + 1e-8), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("value", [0.0, 4.25, 0.1, -1e4 / 3])
-@pytest.mark.parametrize("count", [1, 7])
-def test_advantages_that_are_all_the_same_become_zero(value: float, count: int) -> None:
-    got = standardise(torch.full((3, count), value), torch.ones(3, count, dtype=torch.bool), lambda sums: sums)
-    assert got.abs().max() < 1e-3
-
-
-def test_advantages_far_from_zero_are_standardised() -> None:
-    advantages = torch.tensor([[4095.75, 4096.0, 4096.25]])
-    got = standardise(advantages, torch.ones(1, 3, dtype=torch.bool), lambda sums: sums)
-    torch.testing.assert_close(got, torch.tensor([[-1.5, 0.0, 1.5]]).mul(math.sqrt(2 / 3)), rtol=1e-5, atol=1e-6)
 
 
 def sums_of(steps: NDArray[np.float64]) -> dict[str, float]:
