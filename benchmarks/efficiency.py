@@ -60,13 +60,20 @@ class Curve:
         """The layout with the smallest number of ranks."""
         return self.points[0]
 
-    def ideal(self, ranks: float) -> float:
-        """Env steps/s of `ranks` ranks, each of which does as much as one of the base."""
-        return self.base.rate.median * ranks / self.base.ranks
+    @property
+    def by_actors(self) -> bool:
+        """Whether points differ by actors alone, beside as many learners: then efficiency is of each actor."""
+        learners = {point.learners for point in self.points}
+        return len(learners) == 1 and all(point.learners + point.actors == point.ranks for point in self.points)
+
+    def ideal(self, point: Point) -> float:
+        """Env steps/s if each rank (or actor, see `by_actors`) of a point did as much as one of the base."""
+        added = point.actors / self.base.actors if self.by_actors else point.ranks / self.base.ranks
+        return self.base.rate.median * added
 
     def efficiency(self, point: Point) -> Spread:
         """Env steps/s of a point over the ideal. Its range is that of the point's rates; the base's median is fixed."""
-        return Spread(*(rate / self.ideal(point.ranks) for rate in point.rate))
+        return Spread(*(rate / self.ideal(point) for rate in point.rate))
 
     @property
     def name(self) -> str:
@@ -140,18 +147,11 @@ def markdown(curve: Curve) -> str:
 
 def notes(repeats: Sequence[Repeat], found: Sequence[Curve]) -> list[str]:
     """What the tables are to be read with: the base of efficiency, and where and with what was measured."""
-    bases = sorted({curve.base.ranks for curve in found})
     machines = sorted({f"{run.machine.get('cpu')}, {run.machine.get('cores')} cores for rank 0" for run in repeats})
     commits = sorted({str(run.git_commit) for run in repeats})
     return [
-        f"Efficiency: env steps/s over those of as many ranks as fast as the median of {_either(bases)}.",
-        "Per actor: env steps/s over the number of ranks that act. Medians;",
-        "ranges from least to most. Shortest: the time that the shortest repeat was measured for.",
+        "Per actor: env steps/s over the number of ranks that act. Efficiency: env steps/s over those of as many ranks",
+        "as fast as those of the table's first layout; where learners stay the same and only actors are added, of as",
+        "many actors. Medians; ranges from least to most. Shortest: wall time of the shortest repeat.",
         f"Machines: {'; '.join(machines)}. Commits: {', '.join(commits)}.",
     ]
-
-
-def _either(ranks: Sequence[int]) -> str:
-    if len(ranks) == 1:
-        return count(ranks[0], "rank")
-    return "the smallest number of ranks of each table"

@@ -20,6 +20,10 @@ _ONE_CORE, _ALL_CORES = (0.85, 1.15), 0.9
 _LONGEST = 160
 #: Options of the command, by the length of a run that they set.
 _LENGTHS = {"--seconds": "seconds", "--env-steps": "env_steps", "--time-limit": "limit_s"}
+#: What is compared by default, see `benchmarks.peers_table`.
+DEFAULT_NAMES = {"cartpole", "atari", "robots", "cartpole-200"}
+#: Behind the name of a problem: its table.
+SOLVED = " solved"
 
 Rounds = Mapping[int, Line]
 
@@ -77,7 +81,11 @@ def _heading(lines: Sequence[Line]) -> list[str]:
 
 def _command(lines: Sequence[Line]) -> str:
     """What made the lines, with the lengths of runs that all tables have in common."""
-    words = ["python -m benchmarks.peers_table", f"--rounds {len({line['round'] for line in lines})}"]
+    words = ["python -m benchmarks.peers_table"]
+    names = dict.fromkeys(line["table"].removesuffix(SOLVED) for line in lines)
+    if set(names) != DEFAULT_NAMES:
+        words.append(f"--only {' '.join(names)}")
+    words.append(f"--rounds {len({line['round'] for line in lines})}")
     for option, key in _LENGTHS.items():
         values = {line["length"][key] for line in lines if key in line["length"]}
         words += [f"{option} {value:.12g}" for value in values if len(values) == 1]

@@ -4,9 +4,9 @@
 
 Strong and weak scaling stand beside each other. Above are env steps/s by ranks: medians, bars from the least to the
 most, and dotted what so many ranks would make that are as fast as those of the smallest layout, the base. Below is the
-share of that which was reached, the efficiency. There may be any number of files, from any number of job array tasks; a
-curve is what has the same mode, algorithm, environment, work and options. Status 2, and no plot, where a line is
-incomplete or something else.
+share of that which was reached, the efficiency; where only actors are added to the same learners it is that of each
+actor. There may be any number of files, from any number of job array tasks; a curve is what has the same mode,
+algorithm, environment, work and options. Status 2, and no plot, where a line is incomplete or something else.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ def draw(found: Sequence[Curve]) -> Figure:
 def _draw_curve(above: Axes, below: Axes, curve: Curve, number: int) -> None:
     colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
     ranks = [point.ranks for point in curve.points]
-    base = f" (base: {count(curve.base.ranks, 'rank')})"
+    base = f" (base: {count(curve.base.ranks, 'rank')}{', by actors' if curve.by_actors else ''})"
     for ax, spreads, label in (
         (above, [point.rate for point in curve.points], textwrap.fill(curve.name, _LEGEND_WIDTH) + base),
         (below, [curve.efficiency(point) for point in curve.points], None),
     ):
         medians = [spread.median for spread in spreads]
         ax.errorbar(ranks, medians, _bars(spreads), label=label, color=colour, marker=marker, ms=5, lw=1.5, capsize=3)
-    above.plot([ranks[0], ranks[-1]], [curve.ideal(ranks[0]), curve.ideal(ranks[-1])], ":", color=colour, linewidth=1.2)
+    above.plot(ranks, [curve.ideal(point) for point in curve.points], ":", color=colour, linewidth=1.2)
 
 
 def _bars(spreads: Sequence[Spread]) -> tuple[list[float], list[float]]:

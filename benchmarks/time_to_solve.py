@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.contestants import ALONE, BOTH, Layout, Peer, interpreters
-from benchmarks.peer_results import Section, markdown
+from benchmarks.peer_results import SOLVED, Section, markdown
 from benchmarks.settings import CORES, Settings
 from benchmarks.tables import Measurement
 from benchmarks.turns import Turn, missing, read, take
@@ -178,7 +178,7 @@ def comparison(
     """
     problem = PROBLEMS[name]
     limit = problem.limit_s if limit_s is None else limit_s
-    table, length = f"{name} solved", {"goal": problem.goal, "limit_s": limit}
+    table, length = f"{name}{SOLVED}", {"goal": problem.goal, "limit_s": limit}
     turns = []
     for workload, (algorithm, options, layout) in problem.ours.items():
         measure = partial(solve, algorithm, (*options, *layout.options), problem.goal, limit, start)

@@ -322,7 +322,7 @@ def test_what_is_not_reached_takes_for_ever() -> None:
     assert "| s from the first step, theirs to ours | ours |" in text
     assert "| peer | 4.00 (0.00 - not reached) |" in text
     assert "| peer | 2.50 (0.00 - not reached) |" in text
-    assert "    python -m benchmarks.peers_table --rounds 4 --time-limit 7 --peers-python PYTHON...\n" in text
+    assert "    python -m benchmarks.peers_table --only t --rounds 4 --time-limit 7 --peers-python PYTHON...\n" in text
     assert "a CPU, 2 cores, load 0.5; hpcrl abc; Python 3, torch 2; 4 rounds, 0 to 3." in text
 
 

@@ -187,7 +187,7 @@ def test_efficiency_by_hand(curve: Curve) -> None:
     assert curve.base is one and (one.rate, four.rate) == (Spread(1000, 900, 1100), Spread(2500, 2000, 3000))
     assert curve.efficiency(one) == Spread(1, 0.9, 1.1)
     assert curve.efficiency(four) == Spread(0.625, 0.5, 0.75)
-    assert curve.ideal(4) == 4000 and (one.roles, four.roles) == ("both", "1 + 3")
+    assert curve.ideal(four) == 4000 and (one.roles, four.roles) == ("both", "1 + 3")
     assert "| 4 | 1 | 1 + 3 | 2,500 | 2,000-3,000 | 833 | 62% | 50-75% | 2 | 4.0 s |" in markdown(curve)
 
 
@@ -205,6 +205,17 @@ def test_weak_scaling_is_one_curve_and_strong_another() -> None:
     strong, other = curves([*weak, REPEAT])
     assert (strong.series.mode, other.series.mode) == ("strong", "weak")
     assert [point.ranks for point in other.points] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("learners", [1, 2])
+def test_where_only_actors_are_added_each_of_them_is_compared(learners: int) -> None:
+    [curve] = curves(
+        replace(REPEAT, ranks=learners + actors, learners=learners, actors=actors, env_steps_per_s=rate)
+        for actors, rate in ((1, 100.0), (4, 300.0))
+    )
+    assert curve.by_actors and [curve.ideal(point) for point in curve.points] == [100, 400]
+    assert [curve.efficiency(point).median for point in curve.points] == [1, 0.75]
+    assert "by actors" in plot.draw([curve]).axes[0].get_legend().get_texts()[0].get_text()  # type: ignore[union-attr]
 
 
 def test_the_plot_has_every_point_and_the_ideal(curve: Curve) -> None:
