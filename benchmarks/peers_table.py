@@ -23,13 +23,12 @@ from types import ModuleType
 
 from benchmarks import atari, cartpole, robots, time_to_solve
 from benchmarks.contestants import Layout, Peer, interpreters
-from benchmarks.peer_results import Section, markdown
+from benchmarks.peer_results import DEFAULT_NAMES, Section, markdown
 from benchmarks.settings import Settings
 from benchmarks.turns import Line, Turn, missing, read, take
 from hpcrl.errors import HpcrlError
 
 _TABLES: dict[str, ModuleType] = {"cartpole": cartpole, "atari": atari, "robots": robots}
-_PROBLEMS = ("cartpole", "cartpole-200")
 _OURS_S = 15.0
 #: From the start of the process to the first env step, seconds, by the module of the peer.
 _START_S = {"stable_baselines3": 10.0, "pufferlib": 10.0, "sample_factory": 25.0, "ray": 35.0}
@@ -62,11 +61,11 @@ def main(words: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         settings = Settings(arguments.env_steps, arguments.seconds, interpreters(arguments.peers_python))
-        comparisons = [rates(name, settings) for name in _TABLES if _is_meant(name, arguments.only, _TABLES)]
+        comparisons = [rates(name, settings) for name in _TABLES if _is_meant(name, arguments.only)]
         comparisons += [
             time_to_solve.comparison(name, settings, arguments.time_limit)
             for name in time_to_solve.PROBLEMS
-            if _is_meant(name, arguments.only, _PROBLEMS)
+            if _is_meant(name, arguments.only)
         ]
         return compare(comparisons, arguments.rounds, arguments.out, arguments.minutes, arguments.again)
     except HpcrlError as error:
@@ -119,8 +118,8 @@ def _newest(lines: Sequence[Line]) -> list[Line]:
     return list({(line["round"], line["table"], line["workload"]): line for line in lines}.values())
 
 
-def _is_meant(name: str, only: Sequence[str] | None, default: Sequence[str]) -> bool:
-    return name in (default if only is None else only)
+def _is_meant(name: str, only: Sequence[str] | None) -> bool:
+    return name in (DEFAULT_NAMES if only is None else only)
 
 
 def _layout(workload: str) -> str:
